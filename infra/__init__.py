@@ -1,0 +1,1 @@
+"""Where it runs and the floor everyone stands on: base, operations, command line."""

@@ -1,0 +1,1 @@
+"""Configuration, storage, versions, errors, progress: the floor that every room stands on."""

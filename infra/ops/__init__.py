@@ -1,0 +1,1 @@
+"""Where it runs: jobs, cluster, tracking, registry, serving."""

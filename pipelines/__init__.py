@@ -1,0 +1,1 @@
+"""Ray Data pipelines: photos to benchmark, images to features, features to rankings."""

@@ -1,0 +1,1 @@
+"""Who writes modification texts and boxes, one file each."""

@@ -1,0 +1,147 @@
+"""Arrow schemas of every table that crosses a stage: the only definition of a column. A pure leaf."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+BOX = pa.list_(pa.float32(), 4)
+"""A box x1, y1, x2, y2 in pixels of the upright image, half-open."""
+
+IMAGES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # "<domain>/<relative path>", never content
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("licence", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("split", pa.string()),  # train | dev | test | reserve; null before the split is drawn
+    ]
+)
+INSTANCES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("box", BOX),
+        pa.field("mask_uri", pa.string()),
+    ]
+)
+DESCRIPTORS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("descriptor", pa.list_(pa.float32()), nullable=False),  # unit length, one width per build
+        pa.field("phash", pa.uint64(), nullable=False),
+    ]
+)
+PAIRS = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("reference_id", pa.string(), nullable=False),
+        pa.field("target_id", pa.string(), nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+    ]
+)
+PROVENANCE = pa.struct(
+    [
+        pa.field("annotator", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("prompt_sha256", pa.string()),
+        pa.field("confidence", pa.float32()),
+        pa.field("parent_id", pa.string()),
+        pa.field("extra_json", pa.string()),
+    ]
+)
+QUADRUPLES = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train | dev | test
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("reference_id", pa.string(), nullable=False),
+        pa.field("reference_box", BOX, nullable=False),
+        pa.field("modification_text", pa.string(), nullable=False),
+        pa.field("target_ids", pa.list_(pa.string()), nullable=False),  # the first is the primary target
+        pa.field("group_ids", pa.list_(pa.string())),
+        pa.field("provenance", PROVENANCE, nullable=False),
+    ]
+)
+GALLERY = pa.schema(
+    [
+        pa.field("gallery_id", pa.string(), nullable=False),  # "<domain>/<split>"
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("is_distractor", pa.bool_(), nullable=False),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),  # collect | filter | annotate | gallery
+        pa.field("entity", pa.string(), nullable=False),  # images | instances | pairs | quadruples
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # one of REASONS
+        pa.field("detail", pa.string()),
+    ]
+)
+RANKINGS = pa.schema(
+    [
+        pa.field("query_id", pa.string(), nullable=False),
+        pa.field("gallery_id", pa.string(), nullable=False),
+        pa.field("candidate_ids", pa.list_(pa.string()), nullable=False),  # top K, best first
+        pa.field("scores", pa.list_(pa.float32()), nullable=False),
+        pa.field("beta", pa.list_(pa.float32())),  # one value, or one per query token; null without modulator
+        pa.field("target_rank", pa.int32(), nullable=False),  # 1 = best, reference removed
+        pa.field("instance_rank", pa.int32(), nullable=False),  # best rank of any image of the instance
+    ]
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "images": IMAGES,
+    "instances": INSTANCES,
+    "descriptors": DESCRIPTORS,
+    "pairs": PAIRS,
+    "quadruples": QUADRUPLES,
+    "gallery": GALLERY,
+    "rejects": REJECTS,
+    "rankings": RANKINGS,
+}
+
+REASONS = frozenset(
+    {
+        # images, while reading and decoding
+        "not_a_file", "empty_file", "not_an_image", "unsupported_format", "truncated", "corrupt",
+        "too_many_pixels", "too_small", "extreme_aspect", "unreadable", "duplicate_content",
+        # images and instances, while filtering
+        "class_centric", "too_few_images",
+        # pairs
+        "too_similar", "over_pair_limit",
+        # quadruples
+        "no_box", "no_difference", "text_too_long", "text_names_instance", "no_text",
+    }
+)  # fmt: skip
+"""The closed vocabulary of why a record was dropped."""
+
+
+def conform(table: pa.Table, name: str) -> pa.Table:
+    """The table with exactly the columns and types of `TABLES[name]`; a missing nullable column becomes null.
+
+    Raises:
+        ValueError: a required column is missing or an unknown one is present.
+    """
+    schema = TABLES[name]
+    unknown = set(table.column_names) - set(schema.names)
+    missing = [f.name for f in schema if not f.nullable and f.name not in table.column_names]
+    if unknown or missing:
+        raise ValueError(f"table {name}: unknown columns {sorted(unknown)}, missing columns {missing}")
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type)
+        for f in schema
+    ]
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,1 @@
+"""Ranking engine, evaluation, query and report."""

@@ -1,0 +1,1 @@
+"""Photo collections and released benchmarks, one file each."""

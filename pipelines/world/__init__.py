@@ -1,0 +1,1 @@
+"""The procedural world: looks, scenes and texts with exact truth."""

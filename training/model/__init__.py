@@ -1,0 +1,1 @@
+"""AdaFocal: importable with torch, transformers and numpy alone."""
