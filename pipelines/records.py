@@ -7,6 +7,23 @@ import pyarrow as pa
 BOX = pa.list_(pa.float32(), 4)
 """A box x1, y1, x2, y2 in pixels of the upright image, half-open."""
 
+LISTING = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # "<domain>/<relative path>", never content
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("mark", pa.string(), nullable=False),  # the store's change mark: etag or mtime
+        pa.field("box", BOX),
+        pa.field("mask_uri", pa.string()),
+        pa.field("licence", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("context_json", pa.string()),  # exact truth of a synthetic scene
+    ]
+)
+"""What a source says of its images before any is opened; sorted by domain, instance_id, image_id."""
 IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # "<domain>/<relative path>", never content
@@ -36,6 +53,18 @@ DESCRIPTORS = pa.schema(
         pa.field("phash", pa.uint64(), nullable=False),
     ]
 )
+MEASURES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("brightness", pa.float32(), nullable=False),  # mean luma, 0..1
+        pa.field("contrast", pa.float32(), nullable=False),  # standard deviation of luma, 0..1
+        pa.field("sharpness", pa.float32(), nullable=False),  # mean absolute Laplacian of luma, 0..1
+        pa.field("saturation", pa.float32(), nullable=False),  # mean HSV saturation, 0..1
+        pa.field("background", pa.string(), nullable=False),  # basic colour term of most border pixels
+        pa.field("aspect", pa.float32(), nullable=False),  # width / height
+    ]
+)
+"""Measured while the image is decoded the one time; what the plain annotator writes texts from."""
 PAIRS = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
@@ -103,6 +132,8 @@ RANKINGS = pa.schema(
 )
 
 TABLES: dict[str, pa.Schema] = {
+    "listing": LISTING,
+    "measures": MEASURES,
     "images": IMAGES,
     "instances": INSTANCES,
     "descriptors": DESCRIPTORS,

@@ -117,7 +117,9 @@ def _put(tree: dict[str, Any], key: str, value: str) -> None:
             tree[leaf] = yaml.safe_load(value)
             return
         except yaml.YAMLError as error:
-            raise RecipeError([f"--{key} {value}: not valid YAML ({' '.join(str(error).split())})"]) from error
+            raise RecipeError(
+                [f"--{key} {value}: not valid YAML ({' '.join(str(error).split())})"]
+            ) from error
     tree[leaf] = value
 
 

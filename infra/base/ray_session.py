@@ -1,0 +1,69 @@
+"""One way to reach Ray: the cluster that RAY_ADDRESS names, else a quiet local one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+LOCAL_OBJECT_STORE_BYTES = 768 << 20
+
+
+def connect(cpus: int | None = None, address: str | None = None) -> None:
+    """Join or start Ray; a second call in the same process keeps the first session.
+
+    Args:
+        cpus: logical CPUs of a local session (default: the machine's cores, at least 2 so that two workers fit).
+        address: "local" forces a local session; default is RAY_ADDRESS, else local.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if where == "local":
+        options |= {
+            "num_cpus": cpus or max(2, os.cpu_count() or 2),
+            "include_dashboard": False,
+            "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
+        }
+    environment = dict(WORKER_ENVIRONMENT if not has_gpu() else {})
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    ray.init(
+        address=where, runtime_env={"env_vars": QUIET | environment} if where == "local" else None, **options
+    )
+    _quiet_data()
+
+
+def has_gpu() -> bool:
+    """Whether this machine shows an NVIDIA device, without importing torch."""
+    return any(p.name[6:].isdigit() for p in Path("/dev").glob("nvidia*"))
+
+
+def data_workers() -> int:
+    """How many parallel Ray Data workers the session has CPUs for, at least one."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _quiet_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

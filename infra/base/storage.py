@@ -1,0 +1,221 @@
+"""Storage by URL: a local path or `s3://bucket/prefix`. Nothing else in the code knows where bytes lie.
+
+Credentials and a custom endpoint come from the environment as the AWS tools read them (`AWS_ENDPOINT_URL`, …).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from infra.base.errors import OacirError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One stored file: path relative to the listed folder, size, and the store's own change mark (etag or mtime)."""
+
+    path: str
+    size_bytes: int
+    mark: str
+
+
+def is_s3(url: str) -> bool:
+    """Whether the URL lies on S3."""
+    return url.startswith("s3://")
+
+
+def absolute(url: str) -> str:
+    """The URL in the one form used everywhere: an absolute local path or an s3:// URL, no trailing slash."""
+    if is_s3(url):
+        return url.rstrip("/")
+    if "://" in url and not url.startswith("file://"):
+        raise OacirError(f"{url}: unknown storage; allowed are a local path or s3://bucket/prefix")
+    return str(Path(url.removeprefix("file://")).expanduser().absolute())
+
+
+def join(url: str, *parts: str) -> str:
+    """The URL of something below `url`; parts are plain relative paths and are never interpreted."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts if part)])
+
+
+def name_of(url: str) -> str:
+    """The last component of a URL."""
+    return PurePosixPath(url).name
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL and the path inside it."""
+    import fsspec
+
+    if is_s3(url):
+        return fsspec.filesystem("s3"), url.removeprefix("s3://")
+    return fsspec.filesystem("file"), absolute(url)
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """The pyarrow file system of a URL and the path inside it (what Ray Train takes as `storage_filesystem`)."""
+    import pyarrow.fs as arrow_fs
+
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(filesystem_)), path
+    return arrow_fs.LocalFileSystem(), path
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder lies there, asked of the store itself, not of a cached listing."""
+    if not is_s3(url):
+        return Path(url).exists()
+    filesystem_, path = filesystem(url)
+    filesystem_.invalidate_cache()
+    return bool(filesystem_.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file.
+
+    Raises:
+        OacirError: nothing lies there, or it cannot be read.
+    """
+    try:
+        if not is_s3(url):
+            return Path(url).read_bytes()
+        filesystem_, path = filesystem(url)
+        return bytes(filesystem_.cat_file(path))
+    except OSError as error:
+        raise OacirError(
+            f"{url}: cannot be read ({error.strerror or error}); check the path and access"
+        ) from error
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing, also after a kill in mid-write."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OacirError(
+            f"{url}: cannot be written ({error.strerror or error}); free space or choose --out"
+        ) from error
+
+
+def write_new(url: str, data: bytes) -> bool:
+    """Write a file only if none lies there (conditional put on S3, hard link locally); says whether it did."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        try:
+            filesystem_.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    write_bytes(temporary, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return True
+
+
+def list_files(url: str) -> Iterator[FileInfo]:
+    """Every file below a folder in path order (byte order of the relative path); temporary files are left out.
+
+    A directory is never an entry of its own, whatever its name; links are followed.
+    """
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.invalidate_cache(path)
+        found = filesystem_.find(path, detail=True)
+        entries = [
+            FileInfo(
+                key[len(path.rstrip("/")) + 1 :], int(info["size"]), str(info.get("ETag", "")).strip('"')
+            )
+            for key, info in found.items()
+        ]
+    else:
+        root = Path(path)
+        entries = []
+        for folder, _, names in os.walk(root, followlinks=True):
+            for name in names:
+                file = Path(folder) / name
+                try:
+                    status = file.stat()
+                except OSError:
+                    status = None  # a dangling link: listed with no size, refused when it is read
+                size, mark = (status.st_size, str(status.st_mtime_ns)) if status else (-1, "")
+                entries.append(FileInfo(file.relative_to(root).as_posix(), size, mark))
+    yield from sorted((e for e in entries if not e.path.endswith(".tmp")), key=lambda e: e.path)
+
+
+def list_folders(url: str) -> list[str]:
+    """Names of the folders directly below a URL, sorted; empty where nothing lies."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.invalidate_cache()
+    if not filesystem_.isdir(path):
+        return []
+    return sorted(
+        name_of(e["name"].rstrip("/")) for e in filesystem_.ls(path, detail=True) if e["type"] == "directory"
+    )
+
+
+def remove(url: str) -> None:
+    """Delete a file or a whole folder; nothing there is fine."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.invalidate_cache()
+    if filesystem_.exists(path):
+        filesystem_.rm(path, recursive=True)
+
+
+def sha256_of(url: str) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    filesystem_, path = filesystem(url)
+    digest = hashlib.sha256()
+    with filesystem_.open(path, "rb") as stream:
+        while piece := stream.read(CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
+    """One parquet file as an Arrow table."""
+    import pyarrow.parquet as pq
+
+    filesystem_, path = filesystem(url)
+    with filesystem_.open(path, "rb") as stream:
+        return pq.read_table(stream, columns=columns)
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """One Arrow table as a parquet file, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(url, sink.getvalue().to_pybytes())
