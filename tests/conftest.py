@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: a busy machine must not decide a property. Derandomised: the same cases on every run.
+settings.register_profile("oacir", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("oacir")
 
 SHARED_DIR = Path(os.environ.get("OACIR_SHARED_DIR", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -31,7 +31,7 @@ class Progress:
         self.done, self.resumed = done, done
         self.stream = stream or sys.stderr
         self.began = time.monotonic()
-        self.last = 0.0
+        self.last = self.began
         self.every_s = 0.2 if self.stream.isatty() else 15.0
 
     def __enter__(self) -> Progress:
@@ -46,7 +46,7 @@ class Progress:
         """Say that `count` more units are done; the note (a loss, say) ends the line."""
         self.done += count
         now = time.monotonic()
-        if now - self.last >= self.every_s and now - self.began >= min(self.every_s, 1.0):
+        if now - self.last >= self.every_s:
             self.last = now
             self._write(note=note)
 

@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo` and `make test` set themselves up (python 3.11 and pip are enough).
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_WORKERS ?= 2
+SOURCES := infra pipelines training tuning benchmarks tests
+
+.PHONY: demo test check lint types layers bench drills clean help
+
+help:  ## this list
+	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.venv: pyproject.toml constraints.txt  ## the environment, made once and again when its definition changes
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch .venv
+
+demo: .venv  ## the whole way on a procedural world: photos → benchmark → features → training → evaluation → report
+	$(BIN)/oacir demo
+
+test: .venv  ## all tests
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
+check: lint types layers test  ## what CI runs: ruff, mypy strict, layers, tests
+
+lint: .venv
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: .venv
+	$(BIN)/mypy
+
+layers: .venv
+	$(BIN)/lint-imports
+
+bench: .venv  ## speed and memory, results into benchmarks/results/
+	$(BIN)/python -m benchmarks.demo
+
+drills: .venv  ## kill -9 at seeded random moments, results into benchmarks/results/
+	$(BIN)/python tests/e2e/drill_build.py --kills 10 --seed 0
+	$(BIN)/python tests/e2e/drill_train.py --kills 10 --seed 0
+
+clean:  ## remove what the targets made (not ./oacir-data)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,224 @@
+"""Charts as inline SVG: titled, with axes, units and a legend, in the page's own colours (light and dark)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH, HEIGHT = 560.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 46.0
+SERIES_COLOURS = 6
+"""Colours `--series-0` … of the page's style sheet; more series use them again with another dash."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named curve: points (x, y) in order, optionally a half-width of a band around each y."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    band: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A named value with its interval, and marks to compare it with (name → value)."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_zero: bool = False) -> str:
+    """Curves over a common x axis. Points that are not finite are left out.
+
+    Returns:
+        SVG markup, safe to place in a page; an empty string when no series has two points.
+    """
+    kept = [_finite(s) for s in series]
+    shown = [(i, s) for i, s in enumerate(kept) if len(s.points) > 1]
+    if not shown:
+        return ""
+    xs = [p[0] for _, s in shown for p in s.points]
+    lows = [p[1] - b for _, s in shown for p, b in zip(s.points, _band(s), strict=True)]
+    highs = [p[1] + b for _, s in shown for p, b in zip(s.points, _band(s), strict=True)]
+    y_ticks = ticks(min(0.0, *lows) if y_from_zero else min(lows), max(highs))
+    frame = _Frame((min(xs), max(xs)), (y_ticks[0], y_ticks[-1]))
+    curves = []
+    for index, one in shown:
+        upper = [(a, b + w) for (a, b), w in zip(one.points, _band(one), strict=True)]
+        lower = [(a, b - w) for (a, b), w in zip(one.points, _band(one), strict=True)]
+        curves.append(
+            {
+                "name": one.name,
+                "colour": index % SERIES_COLOURS,
+                "dash": index // SERIES_COLOURS,
+                "line": frame.path(one.points),
+                "band": frame.path([*upper, *reversed(lower)]) + "Z" if one.band is not None else "",
+            }
+        )
+    return _svg(
+        "line.svg.jinja",
+        title=title,
+        frame=frame,
+        x=x,
+        y=y,
+        x_marks=[(frame.x(v), label(v)) for v in ticks(*frame.xs, inside=True)],
+        y_marks=[(frame.y(v), label(v)) for v in y_ticks],
+        curves=curves,
+    )
+
+
+def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int = 30) -> str:
+    """Counts of finite values in equal bins.
+
+    Returns:
+        SVG markup, or an empty string without values.
+    """
+    finite = sorted(v for v in values if math.isfinite(v))
+    if not finite:
+        return ""
+    low, high = finite[0], finite[-1]
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5, high + 0.5
+    counts = [0] * bins
+    for value in finite:
+        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    y_ticks = ticks(0, max(counts))
+    frame = _Frame((low, high), (0.0, y_ticks[-1]))
+    step = (high - low) / bins
+    bars = [
+        {
+            "x": frame.x(low + i * step) + 0.5,
+            "width": frame.x(low + step) - frame.x(low) - 1.0,
+            "y": frame.y(count),
+            "height": frame.y(0) - frame.y(count),
+            "says": f"{label(low + i * step)} to {label(low + (i + 1) * step)}: {count:,}",
+        }
+        for i, count in enumerate(counts)
+    ]
+    return _svg(
+        "histogram.svg.jinja",
+        title=title,
+        frame=frame,
+        x=x,
+        y=y,
+        x_marks=[(frame.x(v), label(v)) for v in ticks(low, high, inside=True)],
+        y_marks=[(frame.y(v), label(v)) for v in y_ticks],
+        bars=bars,
+    )
+
+
+def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *, x: str) -> str:
+    """Values with their intervals, grouped by row; the n-th value of every row has the n-th colour.
+
+    Returns:
+        SVG markup, or an empty string without rows.
+    """
+    if not rows:
+        return ""
+    top = max(v.high for _, values in rows for v in values)
+    x_ticks = ticks(0.0, max(top, 1e-9))
+    pitch = 22.0
+    height = TOP + BOTTOM + sum(pitch * len(values) + 14 for _, values in rows)
+    frame = _Frame((0.0, x_ticks[-1]), (0.0, 1.0), height=height, left=92.0)
+    marks, heads, y = [], [], TOP + 4
+    for name, values in rows:
+        heads.append((y + pitch * len(values) / 2, name))
+        for index, value in enumerate(values):
+            marks.append(
+                {
+                    "colour": index % SERIES_COLOURS,
+                    "y": y + pitch / 2,
+                    "value": frame.x(value.value),
+                    "low": frame.x(value.low),
+                    "high": frame.x(value.high),
+                    "says": f"{name}, {value.name}: {value.value:.1f} ({value.low:.1f} to {value.high:.1f})",
+                    "label": f"{value.value:.1f}",
+                }
+            )
+            y += pitch
+        y += 14
+    return _svg(
+        "interval.svg.jinja",
+        title=title,
+        frame=frame,
+        x=x,
+        heads=heads,
+        marks=marks,
+        x_marks=[(frame.x(v), label(v)) for v in x_ticks],
+        names=[(v.name, i % SERIES_COLOURS) for i, v in enumerate(rows[0][1])],
+    )
+
+
+def ticks(low: float, high: float, *, inside: bool = False) -> list[float]:
+    """Four to nine round numbers that cover low … high, or (inside) that lie within it."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    raw = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9) if inside else math.floor(low / step + 1e-9)
+    last = math.floor(high / step + 1e-9) if inside else math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def label(value: float) -> str:
+    """A tick's number as people write it: 1,200 · 0.25 · 3e-05."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000 and float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.4g}"
+
+
+class _Frame:
+    """The plot's rectangle: data units to SVG units."""
+
+    def __init__(
+        self,
+        xs: tuple[float, float],
+        ys: tuple[float, float],
+        *,
+        height: float = HEIGHT,
+        left: float = LEFT,
+    ) -> None:
+        self.xs, self.ys = xs, ys
+        self.width, self.height = WIDTH, height
+        self.left, self.right, self.top, self.bottom = left, WIDTH - RIGHT, TOP, height - BOTTOM
+
+    def x(self, value: float) -> float:
+        low, high = self.xs
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round(self.left + share * (self.right - self.left), 2)
+
+    def y(self, value: float) -> float:
+        low, high = self.ys
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round(self.bottom - share * (self.bottom - self.top), 2)
+
+    def path(self, points: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{self.x(a)} {self.y(b)}" for a, b in points)
+
+
+def _finite(series: Series) -> Series:
+    keep = [i for i, (a, b) in enumerate(series.points) if math.isfinite(a) and math.isfinite(b)]
+    band = None if series.band is None else [_or_zero(series.band[i]) for i in keep]
+    return Series(series.name, [series.points[i] for i in keep], band)
+
+
+def _band(series: Series) -> Sequence[float]:
+    return series.band if series.band is not None else [0.0] * len(series.points)
+
+
+def _or_zero(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _svg(template: str, **values: Any) -> str:
+    from infra.base.html import render
+
+    return render(template, **values)

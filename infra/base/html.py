@@ -1,0 +1,53 @@
+"""The page kit: one self-contained HTML file, escaped by default, that needs no network and no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+JPEG_LEVELS = ((152, 80), (132, 76), (112, 72), (96, 68), (80, 62), (64, 55))
+"""Longest side in pixels and JPEG quality of thumbnails, from generous to frugal (see `thumbnail_level`)."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page a template of this folder makes of the values; everything not made by this kit is escaped.
+
+    `template` is the name of a file in `infra/base/templates`; an unknown name inside it is an error, never a blank.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("infra.base", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def data_uri(data: bytes, mime: str) -> str:
+    """Bytes as a `data:` URI, which a page carries in itself."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def jpeg(image: Image.Image, side_px: int, quality: int) -> bytes:
+    """The image as JPEG with its longest side at most `side_px`; never enlarged."""
+    small = image.convert("RGB")
+    small.thumbnail((side_px, side_px))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=quality, optimize=True)
+    return stream.getvalue()
+
+
+def thumbnail_level(samples: list[Image.Image], count: int, budget_bytes: int) -> tuple[int, int]:
+    """The most generous (side, quality) at which `count` images like the samples fit the budget as data-URIs."""
+    for side_px, quality in JPEG_LEVELS:
+        sizes = [len(jpeg(image, side_px, quality)) for image in samples]
+        if sum(sizes) / max(1, len(sizes)) * count * 4 / 3 <= budget_bytes:
+            return side_px, quality
+    return JPEG_LEVELS[-1]

@@ -1,0 +1,277 @@
+"""The `oacir` command: one verb a stage, recipes judged as a whole, one line at the end, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from infra.base.errors import OacirError, RecipeError
+
+if TYPE_CHECKING:
+    from infra.base.command import Outcome
+    from infra.base.config import Config
+
+DEFAULT_ROOT = "oacir-data"
+PROGRAM = "oacir"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: its one-line help, its recipe class and the function that does it (both imported only when used)."""
+
+    summary: str
+    recipe: str
+    function: str
+
+    def load(self) -> tuple[type[Config], Any]:
+        """The recipe class and the function."""
+        found = []
+        for place in (self.recipe, self.function):
+            module, _, name = place.partition(":")
+            found.append(getattr(import_module(module), name))
+        return found[0], found[1]
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "the whole way on a procedural world, with a report",
+        "infra.ops.demo:DemoRecipe",
+        "infra.ops.demo:demo",
+    ),
+    "build": Verb("photos → benchmark (Ray Data)", "pipelines.config:BuildRecipe", "pipelines.build:build"),
+    "embed": Verb(
+        "images → frozen features (Ray Data)", "training.config:TrainRecipe", "pipelines.embed:embed"
+    ),
+    "train": Verb(
+        "benchmark + features → model (Ray Train)", "training.config:TrainRecipe", "training.trainer:train"
+    ),
+    "evaluate": Verb(
+        "model + benchmark → rankings and metrics",
+        "pipelines.retrieval.config:EvaluateRecipe",
+        "pipelines.retrieval.evaluate:evaluate",
+    ),
+    "query": Verb(
+        "one image, one box, one sentence → ranked images",
+        "pipelines.retrieval.config:QueryRecipe",
+        "pipelines.retrieval.query:query",
+    ),
+    "report": Verb(
+        "evaluations → one HTML page",
+        "pipelines.retrieval.config:ReportRecipe",
+        "pipelines.retrieval.report:report",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A parsed command line."""
+
+    verb: str
+    config: str | None
+    root: str
+    out: str | None
+    as_json: bool
+    dry_run: bool
+    debug: bool
+    overrides: tuple[tuple[str, str], ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage or recipe, 3 refused, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            _say(_overview())
+            return 0 if words else 2
+        if words[0] in ("-V", "--version"):
+            _say(f"{PROGRAM} {version('oacir')}")
+            return 0
+        if {"-h", "--help"} & set(words[1:]):
+            _say(_verb_help(words[0]))
+            return 0
+        return _run(_parse(words))
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on from what is finished")
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _fail(error, debug)
+
+
+def _run(call: Call) -> int:
+    from infra.base.command import Context
+    from infra.base.config import load_recipe
+
+    recipe_class, function = _verb(call.verb).load()
+    recipe = load_recipe(recipe_class, call.config, call.overrides)
+    logging.basicConfig(
+        level=logging.DEBUG if call.debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run))
+    _say_outcome(outcome, call.as_json)
+    return 0
+
+
+def _say_outcome(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        data = {"message": outcome.message, "location": outcome.location, **outcome.figures}
+        _say(json.dumps(data, ensure_ascii=False, indent=1, default=str))
+        return
+    for line in outcome.details:
+        _say(line)
+    _say(outcome.message)
+
+
+def _parse(words: Sequence[str]) -> Call:
+    verb, rest = words[0], list(words[1:])
+    _verb(verb)
+    values: dict[str, str] = {}
+    flags: set[str] = set()
+    overrides: list[tuple[str, str]] = []
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            _usage(
+                f"unexpected word '{word}'; options have the form --key value (see {PROGRAM} {verb} --help)"
+            )
+        key, equals, value = word[2:].partition("=")
+        if key in ("json", "dry-run", "debug"):
+            if equals:
+                _usage(f"--{key} takes no value")
+            flags.add(key)
+            continue
+        if not equals:
+            if not rest:
+                _usage(f"--{key} needs a value (see {PROGRAM} {verb} --help)")
+            value = rest.pop(0)
+        if key in ("config", "root", "out"):
+            values[key] = value
+        else:
+            overrides.append((key, value))
+    return Call(
+        verb=verb,
+        config=values.get("config"),
+        root=values.get("root", DEFAULT_ROOT),
+        out=values.get("out"),
+        as_json="json" in flags,
+        dry_run="dry-run" in flags,
+        debug="debug" in flags,
+        overrides=tuple(overrides),
+    )
+
+
+def _verb(name: str) -> Verb:
+    if name not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(VERBS)}"
+        _usage(f"unknown command '{name}'; {hint}")
+    return VERBS[name]
+
+
+def _usage(problem: str) -> NoReturn:
+    raise RecipeError([problem])
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return f"""{PROGRAM} {version("oacir")}: object-anchored composed image retrieval on Ray
+
+usage: {PROGRAM} COMMAND [--config RECIPE.yaml] [--root URL] [--out URL] [--section.field VALUE …]
+                [--json] [--dry-run] [--debug]
+
+commands
+{verbs}
+
+options of every command
+  --config FILE    recipe: a YAML file, or the name of a shipped one
+  --root URL       where everything is kept: a folder or s3://bucket/prefix (default ./{DEFAULT_ROOT})
+  --out URL        the one place for what this command makes, instead of a place under the root
+  --dry-run        state the plan and what it costs, then stop
+  --json           print the result as JSON
+  --debug          show the trace of an error and the log
+
+{PROGRAM} COMMAND --help lists the recipe's fields. Set RAY_ADDRESS to use a running Ray cluster.
+exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 a check refused the result, 130 interrupted (resumable)"""
+
+
+def _verb_help(name: str) -> str:
+    from infra.base.config import field_rows
+
+    verb = _verb(name)
+    recipe_class, _ = verb.load()
+    rows = field_rows(recipe_class)
+    lines = [f"{PROGRAM} {name}: {verb.summary}", "", "fields of its recipe (--key value; * is required)"]
+    for key, kind, default, text in rows:
+        mark = "*" if default == "required" else " "
+        value = "" if default == "required" else f", default {default}"
+        lines.append(f" {mark}--{key}  ({kind}{value})")
+        if text:
+            lines.append(f"      {text}")
+    return "\n".join([*lines, "", f"and the options of every command, see {PROGRAM} --help"])
+
+
+def _fail(error: BaseException, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    known = _known_cause(error)
+    if isinstance(known, RecipeError) and len(known.problems) > 1:
+        _complain(f"{len(known.problems)} problems:\n" + "\n".join(f"  - {p}" for p in known.problems))
+        return known.exit_code
+    if known is not None:
+        _complain(str(known))
+        return known.exit_code
+    if isinstance(error, OSError):
+        _complain(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        return 1
+    text = " ".join(str(error).split())[:300]
+    _complain(
+        f"unexpected {type(error).__name__}: {text} (a defect: please report it; --debug shows the trace)"
+    )
+    return 1
+
+
+def _known_cause(error: BaseException | None) -> OacirError | None:
+    """The user-facing error inside what Ray and others wrap around it."""
+    seen: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        item = waiting.pop(0)
+        if not isinstance(item, BaseException) or any(item is s for s in seen):
+            continue
+        seen.append(item)
+        inner = [getattr(item, "cause", None), item.__cause__, item.__context__]
+        inner += list((getattr(item, "worker_failures", None) or {}).values())
+        # Ray's RayTaskError also is an instance of its cause's class, with a trace for a message: look inside first.
+        if isinstance(item, OacirError) and not isinstance(inner[0], BaseException):
+            return item
+        waiting += inner
+    return None
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{PROGRAM}: error: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

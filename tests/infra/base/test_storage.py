@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from infra.base import storage
+from infra.base.errors import OacirError
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A real S3 server on loopback."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    patch = pytest.MonkeyPatch()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        patch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="oacir-test")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield "s3://oacir-test"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+    patch.undo()
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+
+
+def test_bytes_and_tables_come_back(place: str) -> None:
+    url = storage.join(place, "folder", 'na,me "100%25" #ü.bin')
+    storage.write_bytes(url, b"one")
+    storage.write_bytes(url, b"two")
+    assert storage.read_bytes(url) == b"two"
+    assert storage.sha256_of(url) == "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"
+    table = pa.table({"a": [1, 2], "b": ["x", None]})
+    storage.write_table(storage.join(place, "t.parquet"), table)
+    assert storage.read_table(storage.join(place, "t.parquet")) == table
+    assert storage.read_table(storage.join(place, "t.parquet"), ["b"]).column_names == ["b"]
+
+
+def test_listing_is_sorted_relative_and_without_temporaries(place: str) -> None:
+    for name in ("b/2.txt", "a/1.txt", "b.txt", "a/.x.tmp"):
+        storage.write_bytes(storage.join(place, name), name.encode())
+    found = list(storage.list_files(place))
+    assert [f.path for f in found] == ["a/1.txt", "b.txt", "b/2.txt"]
+    assert [f.size_bytes for f in found] == [7, 5, 7]
+    assert all(f.mark for f in found)
+    assert storage.list_folders(place) == ["a", "b"]
+    storage.remove(place)
+    assert list(storage.list_files(place)) == []
+    assert storage.list_folders(place) == []
+
+
+def test_only_the_first_writer_of_a_new_file_wins(place: str) -> None:
+    url = storage.join(place, "manifest.json")
+    assert storage.write_new(url, b"first")
+    assert not storage.write_new(url, b"second")
+    assert storage.read_bytes(url) == b"first"
+    assert [f.path for f in storage.list_files(place)] == ["manifest.json"]
+
+
+def test_existence_is_asked_of_the_store(place: str) -> None:
+    url = storage.join(place, "later")
+    assert not storage.exists(url)
+    storage.write_bytes(url, b"")
+    assert storage.exists(url)
+    storage.remove(url)
+    assert not storage.exists(url)
+
+
+def test_a_missing_file_is_one_clear_line(place: str) -> None:
+    with pytest.raises(OacirError, match="cannot be read") as caught:
+        storage.read_bytes(storage.join(place, "absent"))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_scheme_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(OacirError, match="s3://bucket/prefix"):
+        storage.absolute("ftp://host/x")
+
+
+def test_a_failed_local_write_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "inside").write_bytes(b"")
+    with pytest.raises(OacirError, match="cannot be written"):
+        storage.write_bytes(str(tmp_path / "taken"), b"data")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]

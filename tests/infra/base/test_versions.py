@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.base import storage, versions
+from infra.base.accounts import Account, add
+from infra.base.config import Config
+from infra.base.errors import OacirError, VersionError
+
+
+class Recipe(Config):
+    name: str = "toy"
+
+
+def draft(root: Path, key: str = "k1", out: str | None = None) -> versions.Draft:
+    return versions.start("datasets", "toy", key, Recipe(), root=str(root), out=out)
+
+
+def finish(root: Path, key: str = "k1", out: str | None = None) -> versions.Version:
+    new = draft(root, key, out)
+    storage.write_table(new.path("rows", "part-00000.parquet"), pa.table({"a": [1]}))
+    storage.write_table(new.path("rows", "part-00001.parquet"), pa.table({"a": [2, 3]}))
+    files = [versions.file_entry(new.url, f"rows/part-0000{i}.parquet", i + 1) for i in range(2)]
+    return new.commit(content_hash="c" * 64, files=files)
+
+
+def test_a_version_is_invisible_until_its_manifest_is_written(tmp_path: Path) -> None:
+    half = draft(tmp_path)
+    assert half.finished is None
+    assert versions.list_versions(str(tmp_path), "datasets") == []
+    with pytest.raises(VersionError, match="unfinished; run the command"):
+        versions.open_version(half.url)
+    version = finish(tmp_path)
+    assert draft(tmp_path).finished == version.manifest
+    assert version.table("rows")["a"].to_pylist() == [1, 2, 3]
+    assert version.manifest.files[1].sha256 == storage.sha256_of(version.path("rows/part-00001.parquet"))
+
+
+def test_reference_by_path_by_name_and_by_key(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    first, second = finish(tmp_path, "k1"), finish(tmp_path, "k2")
+    assert versions.resolve(root, "datasets", first.url) == first
+    assert versions.resolve(root, "datasets", "toy/k2") == second
+    newest = max((first, second), key=lambda v: v.manifest.created_at)
+    assert versions.resolve(root, "datasets", "toy").manifest.created_at == newest.manifest.created_at
+    with pytest.raises(VersionError, match="there are: toy/k1, toy/k2"):
+        versions.resolve(root, "datasets", "other")
+
+
+def test_another_recipe_never_writes_into_a_place_that_is_taken(tmp_path: Path) -> None:
+    place = str(tmp_path / "out")
+    draft(tmp_path, "k1", out=place)
+    assert draft(tmp_path, "k1", out=place).finished is None
+    with pytest.raises(OacirError, match="half-finished version of another recipe"):
+        draft(tmp_path, "k2", out=place)
+    finish(tmp_path, "k1", out=place)
+    with pytest.raises(OacirError, match="finished version of another recipe"):
+        draft(tmp_path, "k2", out=place)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(OacirError, match="no version of oacir"):
+        draft(tmp_path, "k1", out=str(tmp_path / "mine"))
+
+
+def test_two_writers_of_one_version_agree_or_the_second_is_told(tmp_path: Path) -> None:
+    first, second = draft(tmp_path), draft(tmp_path)
+    first.commit(content_hash="a" * 64, files=[])
+    assert second.commit(content_hash="a" * 64, files=[]).manifest.content_hash == "a" * 64
+    with pytest.raises(OacirError, match="other content"):
+        second.commit(content_hash="b" * 64, files=[])
+
+
+def test_an_unknown_schema_is_refused_with_the_way_on(tmp_path: Path) -> None:
+    version = finish(tmp_path)
+    manifest = json.loads(storage.read_bytes(version.path("manifest.json"))) | {"schema_version": 99}
+    storage.write_bytes(version.path("manifest.json"), json.dumps(manifest).encode())
+    with pytest.raises(VersionError, match="schema version 99 is not known"):
+        versions.open_version(version.url)
+    storage.write_bytes(version.path("manifest.json"), b"{")
+    with pytest.raises(VersionError, match="damaged manifest"):
+        versions.open_version(version.url)
+
+
+def test_accounts_that_do_not_add_up_stop_the_commit(tmp_path: Path) -> None:
+    bad = Account(entity="images", taken_in=3, kept=1, rejected={"corrupt": 1})
+    with pytest.raises(OacirError, match="3 came in but 2"):
+        draft(tmp_path).commit(content_hash="c" * 64, files=[], accounts={"collect": [bad]})
+    assert versions.list_versions(str(tmp_path), "datasets") == []
+
+
+def test_accounts_sum_by_reason() -> None:
+    parts = [
+        Account(entity="images", taken_in=4, kept=2, rejected={"corrupt": 1, "truncated": 1}),
+        Account(entity="images", taken_in=5, kept=1, rejected={"corrupt": 2}, reserved=1, not_sampled=1),
+    ]
+    total = add(parts).check()
+    assert total.rejected == {"corrupt": 3, "truncated": 1}
+    assert total.line() == (
+        "images: 9 in = 3 kept + 4 rejected (corrupt 3, truncated 1) + 1 reserved + 1 not sampled"
+    )
+
+
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from("abc"), st.one_of(st.integers(), st.text(), st.none())), max_size=6
+)
+
+
+@given(ROWS, st.randoms(use_true_random=False), st.integers(0, 6))
+def test_row_hash_ignores_order_and_partition_but_not_repetition(
+    rows: list[dict[str, object]], random: random.Random, cut: int
+) -> None:
+    shuffled = rows.copy()
+    random.shuffle(shuffled)
+    whole = versions.rows_hash(rows)
+    assert versions.combine([versions.rows_hash(shuffled[:cut]), versions.rows_hash(shuffled[cut:])]) == whole
+    if rows:
+        assert versions.rows_hash([*rows, rows[0]]) != whole

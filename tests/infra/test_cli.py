@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra import cli
+from infra.base.command import Context, Outcome
+from infra.base.config import Config
+from infra.base.errors import OacirError, RefusedError
+
+
+class Toy(Config):
+    count: int = 1
+    """How many."""
+    fail: str = ""
+
+
+def run_toy(recipe: Toy, context: Context) -> Outcome:
+    if recipe.fail == "known":
+        raise OacirError("toy.jpg: is broken; mend it")
+    if recipe.fail == "refused":
+        raise RefusedError("the gate says no")
+    if recipe.fail == "wrapped":
+        try:
+            raise OacirError("inner reason")
+        except OacirError as error:
+            raise RuntimeError("outer noise") from error
+    if recipe.fail == "defect":
+        raise ZeroDivisionError("x")
+    if recipe.fail == "interrupt":
+        raise KeyboardInterrupt
+    return Outcome(
+        f"made {recipe.count} in {context.root}", context.out, {"count": recipe.count}, ("a detail",)
+    )
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.VERBS, "toy", cli.Verb("a toy", f"{__name__}:Toy", f"{__name__}:run_toy"))
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[run_toy.__module__])
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_command_gets_its_recipe_and_says_where_the_result_lies(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["toy", "--count", "3", "--root", "R"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a detail", "made 3 in R"]
+    assert cli.main(["toy", "--json", "--out=O"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "message": "made 1 in oacir-data",
+        "location": "O",
+        "count": 1,
+    }
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["toy", "--fail", "known"], 1, "oacir: error: toy.jpg: is broken; mend it"),
+        (["toy", "--fail", "wrapped"], 1, "oacir: error: inner reason"),
+        (["toy", "--fail", "refused"], 3, "oacir: error: the gate says no"),
+        (["toy", "--fail", "interrupt"], 130, "oacir: error: interrupted; the same command goes on"),
+        (["toy", "--count", "many"], 2, "count = 'many'"),
+        (["toy", "--cont", "1"], 2, "did you mean 'count'?"),
+        (["toy", "--count"], 2, "--count needs a value"),
+        (["toy", "stray"], 2, "unexpected word 'stray'"),
+        (["trian"], 2, "did you mean 'train'?"),
+        (["toy", "--fail", "defect"], 1, "unexpected ZeroDivisionError"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(
+    words: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == code
+    printed = capsys.readouterr()
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert cli.main([*words, "--debug"]) == code
+    assert ("Traceback" in capsys.readouterr().err) == (code not in (130,))
+
+
+@pytest.mark.usefixtures("toy")
+def test_help_of_a_command_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["toy", "--help"]) == 0
+    assert "--count  (int, default 1)\n      How many." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_loads_and_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    fields = [line for line in lines if line.lstrip(" *").startswith("--")]
+    assert len(fields) >= 2
+
+
+def test_help_answers_in_under_a_second_and_imports_nothing_heavy() -> None:
+    best = float("inf")
+    for _ in range(3):  # the best of three, so that a busy machine does not decide
+        began = time.perf_counter()
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from infra.cli import main; main(['--help']); print(sorted(sys.modules))",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        )
+        best = min(best, time.perf_counter() - began)
+    for heavy in ("'torch'", "'ray'", "'transformers'", "'pyarrow'", "'pydantic'"):
+        assert heavy not in done.stdout
+    assert best < 1.0
