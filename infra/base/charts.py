@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from markupsafe import Markup
+
+from infra.base.html import render
 
 WIDTH, HEIGHT = 560.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 14.0, 46.0
@@ -32,16 +35,16 @@ class Interval:
     high: float
 
 
-def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_zero: bool = False) -> str:
+def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_zero: bool = False) -> Markup:
     """Curves over a common x axis. Points that are not finite are left out.
 
     Returns:
-        SVG markup, safe to place in a page; an empty string when no series has two points.
+        SVG markup, safe to place in a page; empty when no series has two points.
     """
     kept = [_finite(s) for s in series]
     shown = [(i, s) for i, s in enumerate(kept) if len(s.points) > 1]
     if not shown:
-        return ""
+        return Markup()
     xs = [p[0] for _, s in shown for p in s.points]
     lows = [p[1] - b for _, s in shown for p, b in zip(s.points, _band(s), strict=True)]
     highs = [p[1] + b for _, s in shown for p, b in zip(s.points, _band(s), strict=True)]
@@ -60,7 +63,7 @@ def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_z
                 "band": frame.path([*upper, *reversed(lower)]) + "Z" if one.band is not None else "",
             }
         )
-    return _svg(
+    return render(
         "line.svg.jinja",
         title=title,
         frame=frame,
@@ -69,18 +72,19 @@ def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_z
         x_marks=[(frame.x(v), label(v)) for v in ticks(*frame.xs, inside=True)],
         y_marks=[(frame.y(v), label(v)) for v in y_ticks],
         curves=curves,
+        names=[(c["name"], c["colour"]) for c in curves],
     )
 
 
-def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int = 30) -> str:
+def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int = 30) -> Markup:
     """Counts of finite values in equal bins.
 
     Returns:
-        SVG markup, or an empty string without values.
+        SVG markup, empty without values.
     """
     finite = sorted(v for v in values if math.isfinite(v))
     if not finite:
-        return ""
+        return Markup()
     low, high = finite[0], finite[-1]
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
@@ -100,7 +104,7 @@ def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int 
         }
         for i, count in enumerate(counts)
     ]
-    return _svg(
+    return render(
         "histogram.svg.jinja",
         title=title,
         frame=frame,
@@ -112,14 +116,14 @@ def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int 
     )
 
 
-def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *, x: str) -> str:
+def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *, x: str) -> Markup:
     """Values with their intervals, grouped by row; the n-th value of every row has the n-th colour.
 
     Returns:
-        SVG markup, or an empty string without rows.
+        SVG markup, empty without rows.
     """
     if not rows:
-        return ""
+        return Markup()
     top = max(v.high for _, values in rows for v in values)
     x_ticks = ticks(0.0, max(top, 1e-9))
     pitch = 22.0
@@ -142,7 +146,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *
             )
             y += pitch
         y += 14
-    return _svg(
+    return render(
         "interval.svg.jinja",
         title=title,
         frame=frame,
@@ -216,9 +220,3 @@ def _band(series: Series) -> Sequence[float]:
 
 def _or_zero(value: float) -> float:
     return value if math.isfinite(value) else 0.0
-
-
-def _svg(template: str, **values: Any) -> str:
-    from infra.base.html import render
-
-    return render(template, **values)

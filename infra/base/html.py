@@ -7,18 +7,20 @@ import io
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from PIL import Image
 
 JPEG_LEVELS = ((152, 80), (132, 76), (112, 72), (96, 68), (80, 62), (64, 55))
 """Longest side in pixels and JPEG quality of thumbnails, from generous to frugal (see `thumbnail_level`)."""
 
 
-def render(template: str, **values: Any) -> str:
-    """The page a template of this folder makes of the values; everything not made by this kit is escaped.
+def render(template: str, **values: Any) -> Markup:
+    """What a template (a file name in `infra/base/templates`) makes of the values: markup, safe to nest in another.
 
-    `template` is the name of a file in `infra/base/templates`; an unknown name inside it is an error, never a blank.
+    Every value that is not itself such markup is escaped; an unknown name in a template is an error, never a blank.
     """
     import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("infra.base", "templates"),
@@ -27,7 +29,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    return Markup(environment.get_template(template).render(**values))
 
 
 def data_uri(data: bytes, mime: str) -> str:
