@@ -1,0 +1,1 @@
+"""Speed and memory, runnable by anyone; never part of the tests."""

@@ -1,0 +1,96 @@
+"""What every result carries: the machine, the versions and the memory of a whole process family."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+MARK = "OACIR_BENCHMARK_FAMILY"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and the versions that matter."""
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    names = ("ray", "torch", "deepspeed", "transformers", "pyarrow", "pillow")
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def write_result(name: str, data: Mapping[str, Any]) -> Path:
+    """Write `results/<name>.json` with the machine beside the numbers."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **data}, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+class FamilyMemory:
+    """Peak memory of a family of processes, as PSS: shared pages are counted once.
+
+    The family is every process whose environment carries a mark, so that Ray's daemons, which leave the process
+    tree, are counted too. Start members with `environment()`.
+    """
+
+    def __init__(self, every_s: float = 0.5) -> None:
+        self.mark = uuid.uuid4().hex
+        self.every_s = every_s
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def environment(self) -> dict[str, str]:
+        """The environment that makes a process a member."""
+        return {**os.environ, MARK: self.mark}
+
+    def __enter__(self) -> FamilyMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        members: dict[int, psutil.Process] = {}
+        strangers: set[int] = set()
+        while not self._stop.wait(self.every_s):
+            total = 0
+            for pid in psutil.pids():
+                if pid in strangers:
+                    continue
+                try:
+                    if pid not in members:
+                        process = psutil.Process(pid)
+                        if process.environ().get(MARK) != self.mark:
+                            strangers.add(pid)
+                            continue
+                        members[pid] = process
+                    total += members[pid].memory_full_info().pss
+                except (psutil.Error, OSError):
+                    members.pop(pid, None)
+            self.peak_bytes = max(self.peak_bytes, total)
