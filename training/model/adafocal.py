@@ -1,0 +1,254 @@
+"""AdaFocal: query encoder with context-aware attention on the anchored region, and target encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Blip2VisionModel, PreTrainedModel
+
+from infra.base.errors import OacirError
+from training.model import vision
+from training.model.caam import ContextualReasoning, Modulator
+from training.model.config import AdaFocalConfig
+from training.model.qformer import AttentionMaps, ImageMemory, QFormer, TextEmbeddings, image_memory
+
+QUERY_STD = 0.02
+
+
+class QueryOutput(NamedTuple):
+    """What `encode_query` returns.
+
+    Attributes:
+        embedding: query vectors of unit length, [B, d].
+        beta: modulation used, [B, 1] (scalar, fixed) or [B, M] (vector); None if no bias was applied.
+    """
+
+    embedding: Tensor
+    beta: Tensor | None
+
+
+class AdaFocalModel(PreTrainedModel):
+    """AdaFocal (Sec. 4 of the OACIR paper, arithmetic of the release).
+
+    Image tokens [B, N, D] are those of the frozen tower before the trained LayerNorm, from `encode_pixels` or a feature
+    store. Built without the tower (`with_tower=False`) the model trains on stored tokens; `attach_tower` completes it.
+    The constructor leaves weights unset: use `random_model`, `from_pretrained` or `convert.from_release`.
+    """
+
+    config_class = AdaFocalConfig
+    base_model_prefix = "adafocal"
+    main_input_name = "reference_tokens"
+    # A checkpoint holds the tower; a model built without one leaves it aside.
+    _keys_to_ignore_on_load_unexpected = (r"^vision_model\.",)
+
+    def __init__(self, config: AdaFocalConfig, with_tower: bool = True) -> None:
+        super().__init__(config)
+        qformer, width = config.qformer, config.qformer.hidden_size
+        self.vision_model: Blip2VisionModel | None = (
+            vision.build_tower(config.vision_config) if with_tower else None
+        )
+        self.vision_norm = nn.LayerNorm(config.vision_config.hidden_size, eps=config.vision_norm_eps)
+        self.embeddings = TextEmbeddings(qformer)
+        self.qformer = QFormer(qformer)
+        self.query_tokens = nn.Parameter(
+            torch.zeros(1, config.num_query_tokens, width), requires_grad=config.trainable_queries
+        )
+        self.vision_projection = nn.Linear(width, config.embed_dim)
+        self.text_projection = nn.Linear(width, config.embed_dim)
+        self.temp = nn.Parameter(torch.tensor(float(config.initial_temperature)))
+        self.caam: Modulator | None = None
+        if config.modulation in ("scalar", "vector"):
+            outputs = 1 if config.modulation == "scalar" else config.num_query_tokens
+            crm = ContextualReasoning(
+                width,
+                config.crm_layers,
+                config.crm_heads,
+                config.crm_feedforward,
+                config.crm_dropout,
+                config.beta_hidden,
+                outputs,
+            )
+            self.caam = Modulator(config.num_probe_tokens, crm)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: `random_model` starts all weights from a seed, loading refuses missing ones."""
+
+    @classmethod
+    def from_pretrained(cls, directory: Any, *args: Any, with_tower: bool = True, **kwargs: Any) -> Self:
+        """Load what `save_pretrained` wrote, in eval mode.
+
+        Args:
+            directory: folder with config.json and the safetensors files.
+            args: passed on to transformers.
+            with_tower: False leaves the frozen tower out.
+            kwargs: passed on to transformers.
+
+        Raises:
+            OacirError: weights are missing from the folder (nothing is ever left at random).
+        """
+        kwargs["output_loading_info"] = True
+        model, info = super().from_pretrained(directory, *args, with_tower=with_tower, **kwargs)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise OacirError(
+                f"model {directory}: {len(missing)} weights are missing, first {missing[0]}; export the model with its "
+                "tower, or load with with_tower=False and attach_tower"
+            )
+        return model
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch; the frozen tower stays in eval mode."""
+        super().train(mode)
+        if self.vision_model is not None:
+            self.vision_model.eval()
+        return self
+
+    @property
+    def temperature(self) -> Tensor:
+        """The learnable temperature, a scalar parameter; unclamped as in the release."""
+        return self.temp
+
+    @property
+    def tower(self) -> Blip2VisionModel:
+        """The frozen image tower.
+
+        Raises:
+            OacirError: the model was built without one.
+        """
+        if self.vision_model is None:
+            raise OacirError("this model was built without its image tower: load it with with_tower=True")
+        return self.vision_model
+
+    def attach_tower(self, tower: Blip2VisionModel) -> None:
+        """Complete a model that was built without its tower, so that `save_pretrained` writes everything."""
+        self.vision_model = tower.requires_grad_(False).eval()
+
+    def tower_state_hash(self) -> str:
+        """sha256 over the frozen tower's weights and shape options: the key of stored tokens."""
+        return vision.state_hash(self.tower)
+
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """What is trained, in the two groups that have their own learning rate: "caam" and "rest"."""
+        groups: dict[str, list[nn.Parameter]] = {"caam": [], "rest": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups["caam" if name.startswith("caam.") else "rest"].append(parameter)
+        return groups
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] → tokens [B, N, D] of the frozen tower, before the trained LayerNorm; no gradient."""
+        return vision.tower_tokens(self.tower, pixels)
+
+    def encode_query(
+        self,
+        tokens: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        patch_mask: Tensor | None,
+        maps: AttentionMaps | None = None,
+    ) -> QueryOutput:
+        """Encode reference, text and region.
+
+        Args:
+            tokens: reference image tokens [B, N, D].
+            input_ids: text token ids [B, L], [CLS] first.
+            attention_mask: 1 for tokens, 0 for padding [B, L].
+            patch_mask: 1 where the box touches a patch [B, N]; a row of zeros means no box, None no box at all.
+            maps: filled with the attention weights of the query pass if given.
+        """
+        image, text = image_memory(tokens, self.vision_norm), self.embeddings(input_ids)
+        beta = self._modulation(image, text, attention_mask, patch_mask)
+        bias = None if beta is None or patch_mask is None else self._attention_bias(beta, patch_mask)
+        cls_row = self.config.num_query_tokens
+        hidden = self.qformer(
+            self.query_tokens, text, attention_mask, image, bias, slice(cls_row, cls_row + 1), maps
+        )
+        return QueryOutput(F.normalize(self.text_projection(hidden[:, 0]), dim=-1), beta)
+
+    def encode_target(self, tokens: Tensor) -> Tensor:
+        """Image tokens [B, N, D] → M unit vectors per image, [B, M, d]."""
+        hidden = self.qformer(self.query_tokens, None, None, image_memory(tokens, self.vision_norm))
+        return F.normalize(self.vision_projection(hidden), dim=-1)
+
+    def forward(
+        self,
+        reference_tokens: Tensor,
+        target_tokens: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        patch_mask: Tensor | None,
+    ) -> tuple[QueryOutput, Tensor]:
+        """Queries and targets of a batch; shapes as in `encode_query` and `encode_target`."""
+        query = self.encode_query(reference_tokens, input_ids, attention_mask, patch_mask)
+        return query, self.encode_target(target_tokens)
+
+    def _modulation(
+        self, image: ImageMemory, text: Tensor, attention_mask: Tensor, patch_mask: Tensor | None
+    ) -> Tensor | None:
+        """β [B, 1 or M]; None where the release leaves the attention alone: β = 0, or no box in the batch."""
+        constant = self.config.fixed_beta
+        if (self.caam is None and constant == 0) or patch_mask is None or not bool(patch_mask.any()):
+            return None
+        if self.caam is None:
+            return text.new_full((text.shape[0], 1), constant)
+        probes = self.caam.probe_tokens
+        hidden = self.qformer(probes, text, attention_mask, image, rows=slice(0, probes.shape[1]))
+        beta: Tensor = self.caam.crm(hidden)
+        return beta
+
+    def _attention_bias(self, beta: Tensor, patch_mask: Tensor) -> Tensor:
+        """β [B, 1 or M] and mask [B, N] → bias of the scaled logits, [B, 1, 1 or M, N]."""
+        bias = beta[:, None, :, None] * patch_mask[:, None, None, :].to(beta.dtype)
+        if self.config.bias_scale == "paper":
+            bias = bias * (self.config.qformer.hidden_size // self.config.qformer.num_attention_heads) ** -0.5
+        return bias
+
+
+def random_model(config: AdaFocalConfig, seed: int, with_tower: bool = True) -> AdaFocalModel:
+    """A model with random weights; the same configuration and seed give the same weights.
+
+    Tower, Q-Former and CAAM draw from generators of their own: towers agree across modulations (one feature store
+    serves them all), and so do the Q-Formers.
+    """
+    model = AdaFocalModel(config, with_tower=with_tower)
+    tower_generator, qformer_generator, caam_generator = _generators(seed, 3)
+    if with_tower:
+        vision.initialise_tower(model.tower, tower_generator)
+    _initialise_qformer(model, qformer_generator)
+    if model.caam is not None:
+        model.caam.initialise(caam_generator)
+    return model.eval()
+
+
+def _generators(seed: int, count: int) -> Iterator[torch.Generator]:
+    for offset in range(count):
+        yield torch.Generator().manual_seed(seed * 1_000_003 + offset)
+
+
+@torch.no_grad()
+def _initialise_qformer(model: AdaFocalModel, generator: torch.Generator) -> None:
+    """BERT's start: weights N(0, initializer_range), zero biases, unit LayerNorms, zero padding word."""
+    std = model.config.qformer.initializer_range
+    nn.init.normal_(model.query_tokens, std=QUERY_STD, generator=generator)
+    for part in (
+        model.vision_norm,
+        model.embeddings,
+        model.qformer,
+        model.vision_projection,
+        model.text_projection,
+    ):
+        for module in part.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=std, generator=generator)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+            if isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)

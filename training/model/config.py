@@ -1,0 +1,171 @@
+"""Sizes and switches of AdaFocal, and its named presets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, PretrainedConfig
+
+from infra.base.errors import OacirError
+
+MODULATIONS = ("none", "fixed", "scalar", "vector")
+BIAS_SCALES = ("released", "paper")
+
+
+class AdaFocalConfig(PretrainedConfig):
+    """Configuration of `AdaFocalModel`; `save_pretrained` and `from_pretrained` as in transformers.
+
+    Args:
+        vision_config: the frozen image tower (`Blip2VisionConfig` or its dict).
+        qformer: the multimodal encoder (`Blip2QFormerConfig` or its dict); its `encoder_hidden_size` follows the tower.
+        num_query_tokens: M, learnable fusion queries; also the vectors per target image.
+        num_probe_tokens: K, learnable probe tokens of the CAAM.
+        embed_dim: d, width of the common space.
+        modulation: "none" (β = 0, no CAAM), "fixed" (constant `fixed_beta`, no CAAM), "scalar" (one β per query),
+            "vector" (one β per fusion query).
+        fixed_beta: the constant of modulation "fixed"; not negative.
+        bias_scale: "released" adds β·mask to QKᵀ/√d, "paper" (Eq. 2) adds it before the division by √d.
+        crm_layers, crm_heads, crm_feedforward, crm_dropout, beta_hidden: the contextual reasoning module.
+        initial_temperature: start of the learnable temperature of the loss.
+        max_text_tokens: word pieces per text, [CLS] and [SEP] included.
+        trainable_queries: False freezes the fusion queries (the paper's text; the release trains them).
+        vision_norm_eps: eps of the trained LayerNorm behind the tower.
+        pad_ratio: images are padded to at most this ratio of long to short side before resize and crop.
+
+    Raises:
+        OacirError: a value outside its range, or sizes that do not fit each other; all problems at once.
+    """
+
+    model_type = "adafocal"
+
+    vision_config: dict[str, Any] | PretrainedConfig | None = None
+    qformer: dict[str, Any] | PretrainedConfig | None = None
+    num_query_tokens: int = 32
+    num_probe_tokens: int = 8
+    embed_dim: int = 256
+    modulation: str = "scalar"
+    fixed_beta: float = 0.0
+    bias_scale: str = "released"
+    crm_layers: int = 2
+    crm_heads: int = 8
+    crm_feedforward: int = 2048
+    crm_dropout: float = 0.1
+    beta_hidden: int = 512
+    initial_temperature: float = 0.07
+    max_text_tokens: int = 32
+    trainable_queries: bool = True
+    vision_norm_eps: float = 1e-5
+    pad_ratio: float = 1.25
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Nested dicts become configurations; sizes are checked against each other."""
+        if not isinstance(self.vision_config, PretrainedConfig):
+            self.vision_config = Blip2VisionConfig(**(self.vision_config or {}))
+        if not isinstance(self.qformer, PretrainedConfig):
+            self.qformer = Blip2QFormerConfig(**{"vocab_size": 30523, **(self.qformer or {})})
+        self.qformer.use_qformer_text_input = True
+        self.qformer.encoder_hidden_size = self.vision_config.hidden_size
+        super().__post_init__(**kwargs)
+        problems = self._problems()
+        if problems:
+            raise OacirError("model: " + "; ".join(problems))
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input image, pixels."""
+        return int(self.vision_config.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return int(self.vision_config.patch_size)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N: the class token and one token per patch."""
+        return 1 + (self.image_size // self.patch_size) ** 2
+
+    def _problems(self) -> list[str]:
+        qformer, vision = self.qformer, self.vision_config
+        positive = ("num_query_tokens", "num_probe_tokens", "embed_dim", "crm_layers", "crm_heads")
+        checks = [
+            (self.modulation in MODULATIONS, f"modulation {self.modulation!r} is not one of {MODULATIONS}"),
+            (self.bias_scale in BIAS_SCALES, f"bias_scale {self.bias_scale!r} is not one of {BIAS_SCALES}"),
+            (self.fixed_beta >= 0, f"fixed_beta {self.fixed_beta} is negative, β is at least 0"),
+            (
+                self.modulation == "fixed" or self.fixed_beta == 0,
+                f"fixed_beta {self.fixed_beta} has no effect with modulation {self.modulation!r}, set it to 'fixed'",
+            ),
+            (self.initial_temperature > 0, f"initial_temperature {self.initial_temperature} is not positive"),
+            *(
+                (getattr(self, name) > 0, f"{name} {getattr(self, name)} is not positive")
+                for name in positive
+            ),
+            (
+                vision.image_size % vision.patch_size == 0,
+                f"vision_config.image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}",
+            ),
+            *(
+                (width % heads == 0, f"{name}: width {width} is no multiple of {heads} heads")
+                for name, width, heads in (
+                    ("vision_config", vision.hidden_size, vision.num_attention_heads),
+                    ("qformer", qformer.hidden_size, qformer.num_attention_heads),
+                    ("crm_heads", qformer.hidden_size, self.crm_heads),
+                )
+            ),
+            (
+                self.max_text_tokens <= qformer.max_position_embeddings,
+                f"max_text_tokens {self.max_text_tokens} exceeds qformer.max_position_embeddings "
+                f"{qformer.max_position_embeddings}",
+            ),
+        ]
+        return [message for fine, message in checks if not fine]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vision_config": {
+            "image_size": 70, "patch_size": 7, "hidden_size": 96, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "intermediate_size": 384,
+        },
+        "qformer": {
+            "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192,
+            "vocab_size": 1000, "max_position_embeddings": 32,
+        },
+        "num_query_tokens": 8, "num_probe_tokens": 4, "embed_dim": 64, "crm_feedforward": 192,
+        "beta_hidden": 64,
+    },
+    # EVA ViT-g/14 of BLIP-2 and its BERT-base Q-Former: the defaults of the two transformers classes.
+    "vit_g": {},
+}  # fmt: skip
+
+
+def preset(name: str, **overrides: Any) -> AdaFocalConfig:
+    """A named configuration: "tiny" (CPU) or "vit_g" (the paper's).
+
+    Args:
+        name: one of `PRESETS`.
+        overrides: fields of `AdaFocalConfig`; dotted keys reach the nested ones: `**{"qformer.hidden_size": 64}`.
+
+    Raises:
+        OacirError: an unknown preset, an unknown key, or a value that does not fit.
+    """
+    if name not in PRESETS:
+        raise OacirError(f"model preset {name!r} is unknown, choose one of {sorted(PRESETS)}")
+    tree: dict[str, Any] = {"vision_config": {}, "qformer": {}}
+    for key, value in PRESETS[name].items():
+        tree[key] = dict(value) if isinstance(value, dict) else value
+    plain = set(AdaFocalConfig.__annotations__) - {"vision_config", "qformer", "model_type"}
+    nested = {"vision_config": Blip2VisionConfig(), "qformer": Blip2QFormerConfig()}
+    for key, value in overrides.items():
+        section, _, field = key.rpartition(".")
+        if key in plain:
+            tree[key] = value
+        elif section in nested and hasattr(nested[section], field):
+            tree[section][field] = value
+        else:
+            raise OacirError(
+                f"model override {key!r} is unknown, choose one of {sorted(plain)} or a field of "
+                "vision_config.* or qformer.*"
+            )
+    return AdaFocalConfig(**tree)

@@ -1,0 +1,153 @@
+"""From PIL images, sentences and boxes to what the model takes; the box makes the same way as the pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from infra.base.errors import OacirError
+from training.model.config import AdaFocalConfig
+from training.model.regions import Box, input_geometry, patch_mask, transform_box
+from training.model.wordpiece import clean_text, train_wordpiece
+
+__all__ = ["AdaFocalProcessor", "Inputs", "train_wordpiece"]
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SETTINGS_FILE = "processor_config.json"
+
+
+class Inputs(NamedTuple):
+    """A batch: `pixels` [B, 3, H, W], `input_ids` and `attention_mask` [B, L], `patch_mask` [B, N]."""
+
+    pixels: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    patch_mask: Tensor
+
+
+class AdaFocalProcessor:
+    """Preprocessing that belongs to a model; saved and loaded with it.
+
+    Images: pad to ratio `pad_ratio`, short side to `image_size` (bicubic), centre crop, CLIP mean and deviation.
+    Texts: lower case, `. ! " ( ) * # : ; ~` become spaces, 50 words, `max_text_tokens` word pieces with [CLS] and [SEP].
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_size: int,
+        patch_size: int,
+        pad_ratio: float,
+        max_text_tokens: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.pad_ratio = pad_ratio
+        self.max_text_tokens = max_text_tokens
+
+    @classmethod
+    def for_model(cls, config: AdaFocalConfig, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The processor of a model configuration.
+
+        Raises:
+            OacirError: the tokenizer has more entries than the model has word embeddings.
+        """
+        if len(tokenizer) > config.qformer.vocab_size:
+            raise OacirError(
+                f"the tokenizer has {len(tokenizer)} entries, the model only {config.qformer.vocab_size}: raise "
+                "qformer.vocab_size"
+            )
+        return cls(tokenizer, config.image_size, config.patch_size, config.pad_ratio, config.max_text_tokens)
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Upright images of any size and mode → [B, 3, image_size, image_size] float32."""
+        if not images:
+            return torch.zeros(0, 3, self.image_size, self.image_size)
+        return torch.from_numpy(np.stack([self._pixels(image) for image in images]))
+
+    def regions(self, boxes: Sequence[Box | None], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Boxes in pixels of images of (width, height) → patch masks [B, N]; a row of zeros where no box is left."""
+        masks = []
+        for box, (width, height) in zip(boxes, sizes, strict=True):
+            moved = (
+                None if box is None else transform_box(box, width, height, self.image_size, self.pad_ratio)
+            )
+            masks.append(patch_mask(moved, self.image_size, self.patch_size))
+        return torch.stack(masks) if masks else torch.zeros(0, 1 + (self.image_size // self.patch_size) ** 2)
+
+    def texts(self, texts: Sequence[str], pad_to_max: bool = False) -> tuple[Tensor, Tensor]:
+        """Sentences → token ids and attention mask, int64 [B, L].
+
+        L is the longest text of the batch (less work, same result), or `max_text_tokens` with `pad_to_max`.
+        """
+        encoded = self.tokenizer(
+            [clean_text(text) for text in texts],
+            padding="max_length" if pad_to_max else "longest",
+            truncation=True,
+            max_length=self.max_text_tokens,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+        return encoded["input_ids"], encoded["attention_mask"]
+
+    def __call__(
+        self, images: Sequence[Image.Image], texts: Sequence[str], boxes: Sequence[Box | None]
+    ) -> Inputs:
+        """Reference images, modification texts and anchor boxes (pixels of the given images) of a batch."""
+        input_ids, attention_mask = self.texts(texts)
+        regions = self.regions(boxes, [image.size for image in images])
+        return Inputs(self.pixels(images), input_ids, attention_mask, regions)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write settings and tokenizer files into `directory`."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        settings = {
+            "processor_class": type(self).__name__,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "pad_ratio": self.pad_ratio,
+            "max_text_tokens": self.max_text_tokens,
+        }
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Load what `save_pretrained` wrote.
+
+        Raises:
+            OacirError: the folder holds no processor.
+        """
+        path = Path(directory) / SETTINGS_FILE
+        if not path.is_file():
+            raise OacirError(f"processor: {path} does not exist; name a folder that `save_pretrained` wrote")
+        settings = json.loads(path.read_text())
+        settings.pop("processor_class")
+        return cls(AutoTokenizer.from_pretrained(directory), **settings)
+
+    def _pixels(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        image = image.convert("RGB")
+        size, geometry = self.image_size, input_geometry(*image.size, self.image_size, self.pad_ratio)
+        if geometry.pad_x or geometry.pad_y:
+            padded = (image.width + 2 * geometry.pad_x, image.height + 2 * geometry.pad_y)
+            canvas = Image.new("RGB", padded)
+            canvas.paste(image, (geometry.pad_x, geometry.pad_y))
+            image = canvas
+        if image.size != (geometry.resized_width, geometry.resized_height):
+            image = image.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BICUBIC)
+        left, top = geometry.crop_left, geometry.crop_top
+        image = image.crop((left, top, left + size, top + size))
+        unit = np.asarray(image, np.float32) / np.float32(255)
+        normalised = (unit - np.asarray(CLIP_MEAN, np.float32)) / np.asarray(CLIP_STD, np.float32)
+        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
