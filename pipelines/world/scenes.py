@@ -1,0 +1,149 @@
+"""Scenes: which contexts an instance is seen in. Cheap (no pixels) and a pure function of options and indices."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.world.config import WorldConfig
+from pipelines.world.places import PLACES
+
+STUDIO_PLACE = "studio"
+LIGHTS = {
+    "fashion": ("daylight", "lamplight", "neon"),
+    "car": ("daylight", "sunset", "night"),
+    "product": ("daylight", "lamplight", "dim"),
+    "landmark": ("daylight", "sunset", "night"),
+}
+"""Domain → kinds of light; the first is the plain one."""
+WEATHERS = ("clear", "rain", "snow", "fog")
+"""Weather at places under the sky of cars and landmarks; elsewhere always clear."""
+POSITIONS = ("left", "middle", "right")
+DISTANCES = ("near", "far")
+POSES = {
+    "fashion": ("upright", "tilted"),
+    "car": ("right", "left"),
+    "product": ("upright", "lying"),
+    "landmark": ("upright",),
+}
+"""Domain → how the anchored object stands or which way it faces."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything about a scene but the instance itself: the exact truth that texts are written from."""
+
+    kind: str
+    """scene, near_duplicate or class_centric."""
+    place: str
+    light: str
+    weather: str
+    position: str
+    distance: str
+    pose: str
+    companions: tuple[str, ...] = ()
+    """Instance ids of the foreign objects."""
+
+    def record(self) -> dict[str, Any]:
+        """The context as a JSON-able mapping."""
+        return {**asdict(self), "companions": list(self.companions)}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where one object stands in the image."""
+
+    index: int
+    """Instance within the domain."""
+    position: str
+    distance: str
+    pose: str
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """What `render_scene` needs: one image to be."""
+
+    image_id: str
+    """`<domain>/<instance>/<image>.jpg`"""
+    domain: str
+    instance_index: int
+    context: Context
+    companions: tuple[Placement, ...]
+    noise_key: str
+    """Seeds what no text speaks of: exact offsets, decoration, weather drops."""
+    jitter: float = 0.0
+    """A near-duplicate's shift as a fraction of the image side."""
+
+
+def instance_name(domain: str, index: int) -> str:
+    """Folder of an instance; says nothing of its look."""
+    return f"{domain}-{index:05d}"
+
+
+def is_reserve(config: WorldConfig, domain: str, index: int) -> bool:
+    """Whether the instance has few scenes and thereby ends up in the reserve of distractors."""
+    return random.Random(f"{config.seed}/{domain}/{index}/reserve").random() < config.reserve_fraction
+
+
+def scenes_of(config: WorldConfig, domain: str, index: int) -> Iterator[SceneSpec]:
+    """Every image of one instance: its scenes, then near-duplicates of some, then any catalogue-like views.
+
+    The result depends on the seed, the domain, the index and the options alone, never on other instances' scenes.
+    """
+    name = instance_name(domain, index)
+    rng = random.Random(f"{config.seed}/{domain}/{index}/scenes")
+    count = config.reserve_scenes if is_reserve(config, domain, index) else config.scenes_per_instance
+    places = rng.sample(sorted(PLACES[domain]), count)
+    scenes = [_scene(config, domain, index, number, place, rng) for number, place in enumerate(places)]
+    yield from scenes
+    for scene in scenes:
+        if rng.random() < config.near_duplicate_fraction:
+            yield SceneSpec(
+                image_id=scene.image_id.replace(".jpg", "-again.jpg"),
+                domain=domain,
+                instance_index=index,
+                context=Context(**{**asdict(scene.context), "kind": "near_duplicate"}),
+                companions=scene.companions,
+                noise_key=scene.noise_key,
+                jitter=rng.uniform(0.006, 0.014) * rng.choice((-1, 1)),
+            )
+    if rng.random() < config.class_centric_fraction:
+        for number in range(config.class_centric_views):
+            key = f"{domain}/{name}/studio-{number:02d}.jpg"
+            context = Context(
+                "class_centric", STUDIO_PLACE, LIGHTS[domain][0], "clear", "middle", "near", POSES[domain][0]
+            )
+            yield SceneSpec(key, domain, index, context, (), f"{config.seed}/{key}")
+
+
+def _scene(
+    config: WorldConfig, domain: str, index: int, number: int, place: str, rng: random.Random
+) -> SceneSpec:
+    image_id = f"{domain}/{instance_name(domain, index)}/scene-{number:02d}.jpg"
+    weathers = WEATHERS if domain in ("car", "landmark") else WEATHERS[:1]
+    slots = rng.sample(POSITIONS, 3)
+    others = _others(config, index, rng)
+    companions = tuple(
+        Placement(other, slot, rng.choice(DISTANCES), rng.choice(POSES[domain]))
+        for other, slot in zip(others, slots[1:], strict=False)
+    )
+    context = Context(
+        kind="scene",
+        place=place,
+        light=rng.choice(LIGHTS[domain]),
+        weather=rng.choice(weathers),
+        position=slots[0],
+        distance=rng.choice(DISTANCES),
+        pose=rng.choice(POSES[domain]),
+        companions=tuple(f"{domain}/{instance_name(domain, other)}" for other in others),
+    )
+    return SceneSpec(image_id, domain, index, context, companions, f"{config.seed}/{image_id}")
+
+
+def _others(config: WorldConfig, index: int, rng: random.Random) -> list[int]:
+    count = min(config.companions, config.instances_per_domain - 1)
+    drawn = rng.sample(range(config.instances_per_domain - 1), count)
+    return [other + (other >= index) for other in drawn]
