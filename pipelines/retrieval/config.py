@@ -1,0 +1,78 @@
+"""Recipes of evaluation, single queries and reports."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from infra.base.config import Config
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class EvaluateRecipe(Config):
+    """A model ranks the galleries of a benchmark's split."""
+
+    name: str = "evaluation"
+    """Name of the evaluation; the report shows it as the model's name."""
+    model: str
+    """A run (path or URL, name/key, or name: the newest of it), or a directory of an exported model."""
+    dataset: str = "world"
+    """The benchmark: a path or URL of a version, name/key, or name (the newest of it)."""
+    features: str | None = None
+    """The feature store of the dataset's images; null finds the one of this model and dataset under the root."""
+    split: Literal["dev", "test"] = "test"
+    """Which queries and galleries."""
+    top_k: Annotated[int, Field(ge=10, le=1000)] = 50
+    """Candidates kept per query in the table of rankings."""
+    encode_batch_size: Positive = 256
+    """Images or queries per forward."""
+    queries_per_chunk: Positive = 256
+    """Queries ranked at a time; only memory depends on it, never a rank."""
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    """Resamples for the 95 % intervals."""
+    blind_references: Positive = 4
+    """Foreign references (or texts) over which the blind baselines average."""
+    seed: int = 0
+    """Seed of the bootstrap and of the draws of the blind baselines."""
+
+
+class QueryRecipe(Config):
+    """One image, one box, one sentence."""
+
+    model: str
+    """A run (path or URL, name/key, or name: the newest of it), or a directory of an exported model."""
+    dataset: str = "world"
+    """The benchmark whose images are searched: a path or URL of a version, name/key, or name."""
+    features: str | None = None
+    """The feature store of the dataset's images; null finds it under the root, and without one encodes the images."""
+    gallery: str = "test"
+    """What is searched: all (every image), a split (test, dev), or one gallery (domain/split)."""
+    image: str
+    """Path or URL of the reference image."""
+    box: str | None = None
+    """The object's box, x1,y1,x2,y2 in pixels of the upright image; null asks without a box (no modulation)."""
+    text: str
+    """What should change, in one sentence."""
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 10
+    """How many images to return."""
+    picture: str | None = None
+    """Where to write a PNG of the query and its answer; null writes none."""
+    encode_batch_size: Positive = 256
+    """Images per forward."""
+
+
+class ReportRecipe(Config):
+    """One page over any number of evaluations of the same galleries."""
+
+    evaluations: Annotated[list[str], Field(min_length=1)]
+    """Evaluations (path or URL, name/key, or name: the newest of it), in the order of the page."""
+    title: str = "Object-anchored composed image retrieval"
+    """Heading of the page."""
+    queries: Annotated[int, Field(ge=0, le=100)] = 20
+    """Queries shown with their rankings, drawn by seed over the domains."""
+    seed: int = 0
+    """Seed of the draw."""
+    page_bytes: Annotated[int, Field(ge=200_000)] = 5_000_000
+    """Largest size of the page; thumbnails shrink to fit."""
