@@ -28,5 +28,5 @@ def max_over_set(queries: Tensor, targets: Tensor, chunk: int | None = None) -> 
         block = targets[start : start + size]
         products = queries @ block.flatten(0, 1).T  # [Q, chunk·M]
         # max keeps indices [Q, chunk] for the backward pass; amax would keep all products.
-        blocks.append(products.unflatten(1, (len(block), per_target)).max(dim=-1).values)
+        blocks.append(products.view(-1, len(block), per_target).max(dim=-1).values)
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks or [queries.new_zeros(len(queries), 0)], dim=1)

@@ -38,8 +38,8 @@ class AdaFocalConfig(PretrainedConfig):
 
     model_type = "adafocal"
 
-    vision_config: dict[str, Any] | PretrainedConfig | None = None
-    qformer: dict[str, Any] | PretrainedConfig | None = None
+    vision_config: Any = None
+    qformer: Any = None
     num_query_tokens: int = 32
     num_probe_tokens: int = 8
     embed_dim: int = 256

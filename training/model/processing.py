@@ -37,8 +37,9 @@ class Inputs(NamedTuple):
 class AdaFocalProcessor:
     """Preprocessing that belongs to a model; saved and loaded with it.
 
-    Images: pad to ratio `pad_ratio`, short side to `image_size` (bicubic), centre crop, CLIP mean and deviation.
-    Texts: lower case, `. ! " ( ) * # : ; ~` become spaces, 50 words, `max_text_tokens` word pieces with [CLS] and [SEP].
+    Images: pad to ratio `pad_ratio`, short side to `image_size` (bicubic), centre crop, CLIP mean and
+    deviation. Texts: lower case, `. ! " ( ) * # : ; ~` become spaces, 50 words, `max_text_tokens` word pieces
+    with [CLS] and [SEP].
     """
 
     def __init__(

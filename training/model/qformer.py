@@ -24,7 +24,7 @@ PADDED_KEY = -10000.0
 
 
 class ImageMemory(NamedTuple):
-    """Image tokens for cross-attention: `standardised` x̂ [B, N, D] (zero mean, unit variance), trained γ and shift [D]."""
+    """Image tokens for cross-attention: x̂ [B, N, D] of zero mean and unit variance; trained γ and shift s, [D]."""
 
     standardised: Tensor
     scale: Tensor
@@ -67,7 +67,7 @@ class _Projections(nn.Module):
 
     def split(self, states: Tensor) -> Tensor:
         """[B, L, H] → [B, heads, L, H / heads]."""
-        return states.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        return states.view(*states.shape[:-1], self.heads, self.head_width).transpose(1, 2)
 
     @property
     def active_dropout(self) -> float:
@@ -99,22 +99,23 @@ class _CrossProjections(_Projections):
     ) -> Tensor:
         """Attention of `rows` [B, Q, H] to the image; `bias` [B, 1, 1 or Q, N] is added to the scaled logits."""
         tokens, scale, shift = image
-        heads, width = self.heads, self.head_width
-        query = self.query(rows).unflatten(-1, (heads, width)) * width**-0.5  # [B, Q, heads, d]
-        key_weight = (self.key.weight * scale).unflatten(0, (heads, width))  # [heads, d, D]
+        batch, queries, _ = rows.shape
+        heads, width, length = self.heads, self.head_width, tokens.shape[1]
+        query = self.query(rows).view(batch, queries, heads, width) * width**-0.5
+        key_weight = (self.key.weight * scale).view(heads, width, -1)
         key_query = torch.einsum("bqhd,hdD->bhqD", query, key_weight).flatten(1, 2)  # [B, heads·Q, D]
-        logits = (key_query @ tokens.transpose(1, 2)).unflatten(1, (heads, -1))  # [B, heads, Q, N]
+        logits = (key_query @ tokens.transpose(1, 2)).view(batch, heads, queries, length)
         # The same number for every key, without effect on the softmax: kept so that the key's bias has its
         # (vanishing) gradient and no optimizer meets a parameter without one.
-        key_shift = (self.key.weight @ shift + self.key.bias).unflatten(0, (heads, width))
+        key_shift = (self.key.weight @ shift + self.key.bias).view(heads, width)
         constant = torch.einsum("bqhd,hd->bhq", query, key_shift).unsqueeze(-1)
         weights = (logits + (constant if bias is None else constant + bias)).softmax(-1)
         if maps is not None:
             maps.append(weights)
         weights = F.dropout(weights, self.active_dropout)
-        mixed = (weights.flatten(1, 2) @ tokens).unflatten(1, (heads, -1))  # [B, heads, Q, D]
-        value_weight = (self.value.weight * scale).unflatten(0, (heads, width))
-        value_shift = (self.value.weight @ shift + self.value.bias).unflatten(0, (heads, 1, width))
+        mixed = (weights.flatten(1, 2) @ tokens).view(batch, heads, queries, -1)
+        value_weight = (self.value.weight * scale).view(heads, width, -1)
+        value_shift = (self.value.weight @ shift + self.value.bias).view(heads, 1, width)
         if self.active_dropout:
             value_shift = value_shift * weights.sum(-1, keepdim=True)  # dropped weights no longer sum to 1
         context = torch.einsum("bhqD,hdD->bhqd", mixed, value_weight) + value_shift

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -79,7 +80,7 @@ def _merge(counts: Counter[str], size: int) -> list[str]:
     pairs: Counter[tuple[str, str]] = Counter()
     where: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for index, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += weights[index]
             where[pair].add(index)
     while len(pieces) < size and pairs:
@@ -91,11 +92,11 @@ def _merge(counts: Counter[str], size: int) -> list[str]:
         for index in sorted(where.pop(best)):
             before = words[index]
             words[index] = after = _join(before, best, joined)
-            for pair in zip(before, before[1:], strict=False):
+            for pair in pairwise(before):
                 pairs[pair] -= weights[index]
                 if pairs[pair] <= 0:
                     del pairs[pair]
-            for pair in zip(after, after[1:], strict=False):
+            for pair in pairwise(after):
                 pairs[pair] += weights[index]
                 where[pair].add(index)
     return pieces
