@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from infra.base.config import Config
+from infra.base.config import Config, recipe_hash
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -30,12 +30,17 @@ class EvaluateRecipe(Config):
     """Images or queries per forward."""
     queries_per_chunk: Positive = 256
     """Queries ranked at a time; only memory depends on it, never a rank."""
-    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
     """Resamples for the 95 % intervals."""
     blind_references: Positive = 4
     """Foreign references (or texts) over which the blind baselines average."""
     seed: int = 0
     """Seed of the bootstrap and of the draws of the blind baselines."""
+
+    def identity(self, *content_hashes: str) -> str:
+        """The key of an evaluation: equal for recipes that give equal figures on these contents."""
+        places = {"name", "model", "dataset", "features", "encode_batch_size", "queries_per_chunk"}
+        return recipe_hash(self.model_dump(mode="json", exclude=places), *content_hashes)
 
 
 class QueryRecipe(Config):
@@ -66,8 +71,12 @@ class QueryRecipe(Config):
 class ReportRecipe(Config):
     """One page over any number of evaluations of the same galleries."""
 
+    name: str = "report"
+    """Name of the page: reports/<name>.html under the root, unless --out names a place."""
     evaluations: Annotated[list[str], Field(min_length=1)]
     """Evaluations (path or URL, name/key, or name: the newest of it), in the order of the page."""
+    labels: list[str] | None = None
+    """What the page calls the models, in the order of the evaluations; null takes the evaluations' names."""
     title: str = "Object-anchored composed image retrieval"
     """Heading of the page."""
     queries: Annotated[int, Field(ge=0, le=100)] = 20
@@ -76,3 +85,11 @@ class ReportRecipe(Config):
     """Seed of the draw."""
     page_bytes: Annotated[int, Field(ge=200_000)] = 5_000_000
     """Largest size of the page; thumbnails shrink to fit."""
+
+    @model_validator(mode="after")
+    def _one_label_each(self) -> Self:
+        if self.labels is not None and len(self.labels) != len(self.evaluations):
+            raise ValueError(
+                f"{len(self.labels)} labels for {len(self.evaluations)} evaluations; give one for each"
+            )
+        return self

@@ -53,19 +53,19 @@ def with_box(image: Image.Image, box: Sequence[float], width_px: int | None = No
     return drawn
 
 
-def scaled_with_box(image: Image.Image, box: Sequence[float], side_px: int) -> Image.Image:
-    """The image scaled to a longest side of `side_px`, the box drawn on it afterwards so that its line stays crisp."""
+def scaled_with_box(image: Image.Image, box: Sequence[float] | None, side_px: int) -> Image.Image:
+    """The image scaled to a longest side of `side_px`, a box drawn on it afterwards so that its line stays crisp."""
     from PIL import Image as Images
 
     scale = side_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.convert("RGB").resize(size, Images.Resampling.LANCZOS)
-    return with_box(small, [v * scale for v in box], max(2, side_px // 110))
+    return small if box is None else with_box(small, [v * scale for v in box], max(2, side_px // 110))
 
 
 def draw_query(
     reference: Image.Image,
-    box: Sequence[float],
+    box: Sequence[float] | None,
     text: str,
     candidates: Sequence[Candidate],
     *,
@@ -96,7 +96,7 @@ def draw_query(
         draw.text((MARGIN_PX, MARGIN_PX - 4), title, INK, head)
 
     y = top
-    draw.text((MARGIN_PX, y), "reference and its box", FAINT, small)
+    draw.text((MARGIN_PX, y), "reference and its box" if box is not None else "reference", FAINT, small)
     shown = scaled_with_box(reference, box, REFERENCE_PX)
     picture.paste(shown, (MARGIN_PX, y + 20))
     y += 20 + shown.height + 12

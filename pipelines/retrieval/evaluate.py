@@ -1,0 +1,192 @@
+"""`oacir evaluate`: a model ranks the galleries of a benchmark's split; rankings, figures and a table come out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infra.base import storage, versions
+from infra.base.command import Context, Outcome
+from infra.base.errors import OacirError, VersionError
+from infra.base.progress import Progress
+from pipelines.records import RANKINGS
+from pipelines.retrieval import baselines, summary
+from pipelines.retrieval.config import EvaluateRecipe
+from pipelines.retrieval.engine import Encoder, Floats, Ints, encode_queries, join, rank, score
+from pipelines.retrieval.inputs import (
+    DomainTask,
+    ModelPlace,
+    StoreTokens,
+    find_dataset,
+    find_features,
+    find_model,
+    load_tasks,
+)
+from pipelines.retrieval.summary import DomainResult
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+METRICS_FILE = "metrics.json"
+
+
+def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
+    """Rank, measure and store; the same model, data and options are a no-op that repeats the table.
+
+    Raises:
+        OacirError: the split has no query, or the features do not fit the model or the dataset.
+    """
+    dataset = find_dataset(context.root, recipe.dataset)
+    place = find_model(context.root, recipe.model)
+    tasks = load_tasks(dataset, recipe.split)
+    if not tasks:
+        raise OacirError(
+            f"{dataset.url}: the split {recipe.split} holds no query; choose another --split, or build a benchmark"
+            " whose filters leave some"
+        )
+    if context.dry_run:
+        return _plan(recipe, place, dataset, tasks)
+    key = recipe.identity(place.content_hash, dataset.manifest.content_hash)
+    draft = versions.start("evaluations", recipe.name, key, recipe, root=context.root, out=context.out)
+    if draft.finished:
+        return _outcome(versions.Version(draft.url, draft.finished), "already evaluated")
+
+    began = time.monotonic()
+    store = find_features(context.root, recipe.features, place, dataset)
+    if store is None:
+        raise VersionError(
+            f"no features of {dataset.url} that {place.url} can read under {storage.absolute(context.root)}; run"
+            f" `oacir embed --dataset {dataset.url}` with the recipe that trained the model, or give --features"
+        )
+    model, processor = place.load(with_tower=False)
+    encoder = Encoder(model, processor, StoreTokens(store), recipe.encode_batch_size)
+    loaded = time.monotonic()
+    with Progress("evaluate", sum(len(t.queries) for t in tasks), "queries") as progress:
+        results = []
+        for task in tasks:
+            results.append(evaluate_domain(encoder, task, recipe))
+            progress.update(len(task.queries))
+    ranked = time.monotonic()
+
+    data = summary.figures(results, recipe.bootstrap_samples, recipe.seed)
+    data |= {
+        "split": recipe.split,
+        "model": {"name": place.name, "url": place.url, "content_hash": place.content_hash},
+        "dataset": {
+            "name": dataset.manifest.name,
+            "url": dataset.url,
+            "content_hash": dataset.manifest.content_hash,
+        },
+        "absent": absent_domains(dataset, recipe.split, [t.domain for t in tasks]),
+    }
+    data["notes"] = summary.notes(data)
+    tables = {f"rankings/{r.task.domain}.parquet": rankings_table(r) for r in results}
+    rows = versions.combine(versions.rows_hash(t.to_pylist()) for t in tables.values())
+    files = []
+    for path, table in tables.items():
+        storage.write_table(draft.path(path), table)
+        files.append(versions.file_entry(draft.url, path, len(table)))
+    storage.write_bytes(draft.path(METRICS_FILE), json.dumps(data, indent=1, ensure_ascii=False).encode())
+    files.append(versions.file_entry(draft.url, METRICS_FILE))
+    version = draft.commit(
+        content_hash=versions.content_hash({"rankings": rows}),
+        files=files,
+        parents={
+            "model": place.content_hash,
+            "dataset": dataset.manifest.content_hash,
+            "features": store.version.manifest.content_hash,
+        },
+        seconds={"load": loaded - began, "rank": ranked - loaded, "measure": time.monotonic() - ranked},
+        figures=data,
+    )
+    return _outcome(version, "evaluated")
+
+
+def evaluate_domain(encoder: Encoder, task: DomainTask, recipe: EvaluateRecipe) -> DomainResult:
+    """Rank one domain's gallery for its queries, and for the two blind baselines; the gallery is encoded once."""
+    import torch
+
+    queries, gallery, chunk = task.queries, task.gallery, recipe.queries_per_chunk
+    targets = torch.cat(list(encoder.targets(gallery.image_ids)))
+    prepared = encoder.prepare(queries)
+    vectors, betas = encode_queries(encoder, prepared)
+
+    def own() -> Iterator[tuple[slice, Floats]]:
+        for rows in baselines.chunks(len(queries), chunk):
+            yield rows, score(vectors[rows], targets)
+
+    ranking = join([rank(s, queries, rows, gallery, recipe.top_k) for rows, s in own()])
+    drawn = baselines.lenders(queries, recipe.blind_references, recipe.seed)
+    if drawn is None:
+        return DomainResult(task, ranking, betas, None, None)
+    text = baselines.text_only(encoder, prepared, queries, gallery, targets, drawn, chunk)
+    reference = baselines.reference_only(encoder, prepared, queries, targets, drawn, chunk)
+    return DomainResult(task, ranking, betas, _ranks(task, text), _ranks(task, reference))
+
+
+def rankings_table(result: DomainResult) -> pa.Table:
+    """The rankings of one domain as `records.RANKINGS`, in query_id order."""
+    import pyarrow as pa
+
+    queries, gallery, ranking = result.task.queries, result.task.gallery, result.ranking
+    return pa.table(
+        {
+            "query_id": queries.query_ids,
+            "gallery_id": [gallery.gallery_id] * len(queries),
+            "candidate_ids": [[gallery.image_ids[c] for c in row] for row in ranking.candidates],
+            "scores": ranking.scores,
+            "beta": result.betas,
+            "target_rank": ranking.target_rank.astype(np.int32),
+            "instance_rank": ranking.instance_rank.astype(np.int32),
+        },
+        schema=RANKINGS,
+    )
+
+
+def absent_domains(dataset: versions.Version, split: str, present: list[str]) -> dict[str, str]:
+    """Domains of the dataset without a query in the split, and why as far as the dataset tells."""
+    import pyarrow.compute as pc
+
+    stated = dataset.manifest.figures.get("domains", {})
+    domains = set(stated) | set(pc.unique(dataset.table("images", ["domain"])["domain"]).to_pylist())
+    reasons = {}
+    for domain in sorted(domains - set(present)):
+        elsewhere = {s: n for s, n in stated.get(domain, {}).get("queries", {}).items() if n}
+        reasons[domain] = f"no query in {split}" + (f" (queries: {elsewhere})" if elsewhere else "")
+        if split == "test":
+            reasons[domain] = stated.get(domain, {}).get("why_no_query", reasons[domain])
+    return reasons
+
+
+def _ranks(task: DomainTask, scored: Iterator[tuple[slice, Floats]]) -> tuple[Ints, Ints]:
+    ranking = join([rank(scores, task.queries, rows, task.gallery, 1) for rows, scores in scored])
+    return ranking.target_rank, ranking.instance_rank
+
+
+def _plan(
+    recipe: EvaluateRecipe, place: ModelPlace, dataset: versions.Version, tasks: list[DomainTask]
+) -> Outcome:
+    queries, images = sum(len(t.queries) for t in tasks), sum(len(t.gallery) for t in tasks)
+    forwards = queries * (1 + 2 * recipe.blind_references)
+    pairs = sum(len(t.queries) * len(t.gallery) for t in tasks) * (1 + 2 * recipe.blind_references)
+    lines = [f"{t.domain}: {len(t.queries):,} queries against {len(t.gallery):,} images" for t in tasks]
+    return Outcome(
+        f"would rank {queries:,} queries of {dataset.url} ({recipe.split}) with {place.url}: {images:,} target and"
+        f" {forwards:,} query forwards, {pairs:,} scores",
+        figures={"queries": queries, "images": images, "query_forwards": forwards, "scores": pairs},
+        details=tuple(lines),
+    )
+
+
+def _outcome(version: versions.Version, what: str) -> Outcome:
+    data: dict[str, Any] = version.manifest.figures
+    return Outcome(
+        f"{what}: {version.url}",
+        version.url,
+        {**data, "seconds": version.manifest.seconds},
+        tuple(summary.table(data)),
+    )

@@ -1,0 +1,239 @@
+"""What evaluation and queries read: a benchmark's queries and galleries, a trained model, tokens of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from infra.base import storage, versions
+from infra.base.errors import OacirError, VersionError
+from pipelines.retrieval.engine import Gallery, QuerySet
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from training.features import FeatureStore
+    from training.model.adafocal import AdaFocalModel
+    from training.model.processing import AdaFocalProcessor
+
+MODEL_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """Where a trained model lies and what it is called."""
+
+    name: str
+    url: str
+    """The exported model: config.json, weights, processor."""
+    content_hash: str
+    run: versions.Version | None
+    """The run that made it, where it is known."""
+
+    def load(self, with_tower: bool = True) -> tuple[AdaFocalModel, AdaFocalProcessor]:
+        """The model in eval mode, with or without its frozen image tower, and its processor."""
+        from training.export import open_model
+
+        return open_model(self.url if self.run is None else self.run.url, with_tower=with_tower)
+
+    def feature_keys(self) -> set[str]:
+        """Keys of the features this model can read: those it was trained on, else all of its tower."""
+        from training.features import Dtype, feature_key, processor_fingerprint
+
+        if self.run is not None:
+            return {str(self.run.manifest.figures["feature_key"])}
+        model, processor = self.load()
+        tower, way = model.tower_state_hash(), processor_fingerprint(processor)
+        return {feature_key(tower, way, dtype) for dtype in get_args(Dtype)}
+
+
+@dataclass(frozen=True)
+class DomainTask:
+    """One domain of a split: its queries and its gallery."""
+
+    domain: str
+    queries: QuerySet
+    gallery: Gallery
+    gallery_hash: str
+    distractors: int
+
+
+def find_model(root: str, reference: str) -> ModelPlace:
+    """The model a user means: a run (URL, name/key, name), its export folder, or any folder of an exported model.
+
+    Raises:
+        VersionError: neither a run nor a folder with a model's config.json.
+    """
+    url = storage.absolute(reference)
+    if storage.exists(storage.join(url, MODEL_CONFIG)):
+        above = url.rsplit("/", 1)[0]
+        if storage.name_of(url) != "export" or not storage.exists(storage.join(above, versions.MANIFEST)):
+            return ModelPlace(storage.name_of(url), url, _folder_hash(url), None)
+        url = above
+        run = versions.open_version(url)
+    else:
+        run = versions.resolve(root, "runs", reference)
+    if run.manifest.kind != "runs":
+        raise VersionError(f"{run.url}: is a version of kind {run.manifest.kind}; --model needs a run")
+    return ModelPlace(run.manifest.name, run.path("export"), run.manifest.content_hash, run)
+
+
+def find_dataset(root: str, reference: str) -> versions.Version:
+    """The benchmark a user means.
+
+    Raises:
+        VersionError: nothing of that name, or a version without queries.
+    """
+    version = versions.resolve(root, "datasets", reference)
+    if not any(f.path.startswith("quadruples") for f in version.manifest.files):
+        raise VersionError(
+            f"{version.url}: holds no quadruples, so there is nothing to ask; give a benchmark that `oacir build` made"
+        )
+    return version
+
+
+def find_features(
+    root: str, reference: str | None, place: ModelPlace, dataset: versions.Version
+) -> FeatureStore | None:
+    """The feature store of a dataset's images that the model can read; None where none is named and none fits.
+
+    Raises:
+        VersionError: the named store holds other tokens than the model reads.
+    """
+    from training.data import used_images
+    from training.features import FeatureStore, store_key
+
+    keys = place.feature_keys()
+    if reference is not None:
+        store = FeatureStore.open(versions.resolve(root, "features", reference).url)
+        if store.key not in keys:
+            raise VersionError(
+                f"{store.version.url}: these features were made by another image tower or preprocessing than"
+                f" {place.url} has; run `oacir embed` for this model, or leave --features out"
+            )
+        return store
+    contents = used_images(dataset)["sha256"].to_pylist()
+    made = {store_key(key, contents) for key in keys}
+    fitting = [v for v in versions.list_versions(root, "features") if v.manifest.key in made]
+    return FeatureStore.open(min(v.url for v in fitting)) if fitting else None
+
+
+class StoreTokens:
+    """Tokens from a feature store."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+
+    def tokens(self, image_ids: Sequence[str]) -> torch.Tensor:
+        """See `engine.TokenSource`."""
+        return self.store.tokens(self.store.rows(image_ids))
+
+
+class ImageTokens:
+    """Tokens computed from the images themselves, rounded as a feature store would."""
+
+    def __init__(
+        self, model: AdaFocalModel, processor: AdaFocalProcessor, uri_of: dict[str, str], dtype: str
+    ) -> None:
+        from training.features import DTYPES
+
+        self.model, self.processor, self.uri_of, self.dtype = model, processor, uri_of, DTYPES[dtype]
+
+    def tokens(self, image_ids: Sequence[str]) -> torch.Tensor:
+        """See `engine.TokenSource`."""
+        return self.of_images([read_image(self.uri_of[image_id]) for image_id in image_ids])
+
+    def of_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Tokens of decoded images, float32 [n, N, D]."""
+        pixels = self.processor.pixels(images).to(next(self.model.parameters()).device)
+        return self.model.encode_pixels(pixels).to(self.dtype).float().cpu()
+
+
+def read_image(url: str, target_px: int | None = None) -> Image.Image:
+    """An image, upright and RGB; with `target_px` it may come smaller, its short side still at least that long.
+
+    Raises:
+        OacirError: nothing lies there, or it is no image that can be read.
+    """
+    from pipelines.images import ImageLimits, ImageRejected, decode
+
+    # What an image may measure was judged when the benchmark was built.
+    limits = ImageLimits(min_side_px=1, max_pixels=2**40, max_aspect=2.0**40)
+    try:
+        return decode(storage.read_bytes(url), limits, target_px=target_px).image
+    except ImageRejected as error:
+        raise OacirError(f"{url}: {error.reason} ({error.detail}); give an image that can be read") from error
+
+
+def load_tasks(dataset: versions.Version, split: str) -> list[DomainTask]:
+    """The queries and galleries of a split, by domain in order of name; domains without a query are left out.
+
+    Raises:
+        VersionError: a gallery is not the one the dataset's manifest states, or lacks a query's target.
+    """
+    import pyarrow.compute as pc
+
+    quadruples = dataset.table("quadruples")
+    quadruples = quadruples.filter(pc.equal(quadruples["split"], split)).sort_by("query_id")
+    table = dataset.table("gallery")
+    table = table.filter(pc.equal(table["split"], split)).sort_by("image_id")
+    sizes = image_sizes(dataset)
+    tasks = []
+    for domain in sorted(set(quadruples["domain"].to_pylist())):
+        rows = quadruples.filter(pc.equal(quadruples["domain"], domain)).to_pylist()
+        gallery_id = f"{domain}/{split}"
+        members = table.filter(pc.equal(table["gallery_id"], gallery_id)).to_pylist()
+        queries = _query_set(rows, sizes)
+        gallery = Gallery(gallery_id, [m["image_id"] for m in members], [m["instance_id"] for m in members])
+        found = gallery_hash(gallery.image_ids)
+        _check_gallery(dataset, gallery, queries, found)
+        tasks.append(DomainTask(domain, queries, gallery, found, sum(m["is_distractor"] for m in members)))
+    return tasks
+
+
+def image_sizes(dataset: versions.Version) -> dict[str, tuple[int, int]]:
+    """Width and height in pixels of every image of a dataset."""
+    images = dataset.table("images", ["image_id", "width", "height"])
+    pairs = zip(images["width"].to_pylist(), images["height"].to_pylist(), strict=True)
+    return dict(zip(images["image_id"].to_pylist(), pairs, strict=True))
+
+
+def gallery_hash(image_ids: Sequence[str]) -> str:
+    """The hash of a gallery as the build states it: SHA-256 over the sorted image ids, a line feed after each."""
+    return hashlib.sha256("".join(f"{i}\n" for i in sorted(image_ids)).encode()).hexdigest()
+
+
+def _query_set(rows: list[dict[str, Any]], sizes: dict[str, tuple[int, int]]) -> QuerySet:
+    return QuerySet(
+        query_ids=[r["query_id"] for r in rows],
+        instance_ids=[r["instance_id"] for r in rows],
+        reference_ids=[r["reference_id"] for r in rows],
+        target_ids=[r["target_ids"][0] for r in rows],
+        texts=[r["modification_text"] for r in rows],
+        boxes=[tuple(r["reference_box"]) for r in rows],
+        sizes=[sizes[r["reference_id"]] for r in rows],
+    )
+
+
+def _check_gallery(dataset: versions.Version, gallery: Gallery, queries: QuerySet, found: str) -> None:
+    stated = dataset.manifest.figures.get("galleries", {}).get(gallery.gallery_id, {}).get("sha256")
+    if stated != found:
+        raise VersionError(
+            f"{dataset.url}: gallery {gallery.gallery_id} has hash {found[:12]}…, its manifest states"
+            f" {str(stated)[:12]}…; the dataset was changed after it was made: build it again"
+        )
+    inside = set(gallery.image_ids)
+    lost = [q for q, t in zip(queries.query_ids, queries.target_ids, strict=True) if t not in inside]
+    if lost:
+        raise VersionError(
+            f"{dataset.url}: the target of {len(lost)} queries is not in gallery {gallery.gallery_id}, first"
+            f" {lost[0]}; the dataset is damaged: build it again"
+        )
+
+
+def _folder_hash(url: str) -> str:
+    lines = [f"{f.path} {storage.sha256_of(storage.join(url, f.path))}" for f in storage.list_files(url)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

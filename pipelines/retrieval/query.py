@@ -1,0 +1,216 @@
+"""`oacir query`: one image, one box, one sentence → ranked images with scores and β, as text, JSON and a picture."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.base import storage, versions
+from infra.base.command import Context, Outcome
+from infra.base.errors import RecipeError, VersionError
+from pipelines.retrieval.config import QueryRecipe
+from pipelines.retrieval.engine import Encoder, Gallery, score, top
+from pipelines.retrieval.inputs import (
+    ImageTokens,
+    StoreTokens,
+    find_dataset,
+    find_features,
+    find_model,
+    read_image,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Box = tuple[float, float, float, float]
+_NO_STORE = (
+    "note: no feature store fits, so {:,} images were encoded for this one query; `oacir embed` keeps them"
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query found: columns of the gallery with their scores, best first, and β (one value or one per token)."""
+
+    columns: list[int]
+    scores: list[float]
+    beta: list[float] | None
+
+
+def query(recipe: QueryRecipe, context: Context) -> Outcome:
+    """Rank a gallery for one query. An image of the gallery with the same bytes as the reference is left out.
+
+    Raises:
+        RecipeError: an empty text or a box that is none, or leaves the image.
+        OacirError: the image cannot be read, or there is no such model, dataset or gallery.
+    """
+    if not recipe.text.strip():
+        raise RecipeError(["text is empty; say in a sentence what should change, --text '…'"])
+    data = storage.read_bytes(storage.absolute(recipe.image))
+    image = read_image(storage.absolute(recipe.image))
+    box = None if recipe.box is None else parse_box(recipe.box, image.size)
+    place = find_model(context.root, recipe.model)
+    dataset = find_dataset(context.root, recipe.dataset)
+    gallery, uri_of = select_gallery(dataset, recipe.gallery)
+    if context.dry_run:
+        return Outcome(
+            f"would rank {len(gallery):,} images ({gallery.gallery_id}) of {dataset.url} with {place.url}",
+            figures={"images": len(gallery)},
+        )
+    model, processor = place.load()
+    store = find_features(context.root, recipe.features, place, dataset)
+    dtype = "bfloat16" if store is None else str(store.version.manifest.figures["dtype"])
+    images = ImageTokens(model, processor, uri_of, dtype)
+    source = images if store is None else StoreTokens(store)
+    encoder = Encoder(model, processor, source, recipe.encode_batch_size)
+    same = _same_content(dataset, hashlib.sha256(data).hexdigest())
+    answer = ask(
+        encoder, images.of_images([image]), image.size, box, recipe.text, gallery, recipe.top_k, same
+    )
+    ranked = [
+        {
+            "rank": place_ + 1,
+            "score": round(found, 6),
+            "image_id": gallery.image_ids[column],
+            "instance_id": gallery.instance_ids[column],
+            "uri": uri_of[gallery.image_ids[column]],
+        }
+        for place_, (column, found) in enumerate(zip(answer.columns, answer.scores, strict=True))
+    ]
+    location = None
+    if recipe.picture is not None:
+        location = storage.absolute(recipe.picture)
+        storage.write_bytes(location, _picture(image, box, recipe.text, ranked, place.name, answer.beta))
+    figures = {"gallery": gallery.gallery_id, "images": len(gallery), "beta": answer.beta, "results": ranked}
+    where = f"picture: {location}" if location else f"searched {gallery.gallery_id} of {dataset.url}"
+    return Outcome(
+        f"{len(ranked)} of {len(gallery):,} images, {beta_text(answer.beta, box is not None)}; {where}",
+        location,
+        figures,
+        (*_table(ranked), *([] if store else [_NO_STORE.format(len(gallery))])),
+    )
+
+
+def ask(
+    encoder: Encoder,
+    tokens: torch.Tensor,
+    size: tuple[int, int],
+    box: Box | None,
+    text: str,
+    gallery: Gallery,
+    top_k: int,
+    reference_id: str | None = None,
+) -> Answer:
+    """Rank a gallery for one reference, as tokens [1, N, D] and size in pixels; `reference_id` is left out."""
+    import torch
+
+    input_ids, attention_mask = encoder.processor.texts([text])
+    mask = encoder.processor.regions([box], [size])
+    with torch.inference_mode():
+        output = encoder.model.encode_query(
+            tokens.to(encoder.device),
+            input_ids.to(encoder.device),
+            attention_mask.to(encoder.device),
+            mask.to(encoder.device),
+        )
+    targets = torch.cat(list(encoder.targets(gallery.image_ids)))
+    scores = score(output.embedding.float(), targets)
+    columns, best = top(scores, gallery, [reference_id], top_k)
+    used = output.beta is not None and bool(mask.any())
+    beta = [float(v) for v in output.beta[0].float().cpu()] if output.beta is not None and used else None
+    return Answer(columns[0], best[0], beta)
+
+
+def parse_box(text: str, size: tuple[int, int]) -> Box:
+    """The box x1,y1,x2,y2 of a command line, in pixels of an upright image of (width, height).
+
+    Raises:
+        RecipeError: not four numbers, empty, or outside the image.
+    """
+    width, height = size
+    fix = f"give --box x1,y1,x2,y2 in pixels with 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}"
+    try:
+        numbers = [float(part) for part in text.strip(" []()").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 4 or not all(math.isfinite(n) for n in numbers):
+        raise RecipeError([f"box = {text!r}: not four numbers; {fix}"])
+    x1, y1, x2, y2 = numbers
+    if x1 >= x2 or y1 >= y2:
+        raise RecipeError([f"box = {text!r}: has no area; {fix}"])
+    if x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        raise RecipeError([f"box = {text!r}: leaves the image of {width} x {height} pixels; {fix}"])
+    return x1, y1, x2, y2
+
+
+def select_gallery(dataset: versions.Version, name: str) -> tuple[Gallery, dict[str, str]]:
+    """The images that `name` (all, a split, or domain/split) means, and where each lies.
+
+    Raises:
+        VersionError: the dataset has no such gallery.
+    """
+    images = dataset.table("images", ["image_id", "uri"]).to_pylist()
+    uri_of = {row["image_id"]: row["uri"] for row in images}
+    if name == "all":
+        rows = dataset.table("instances", ["image_id", "instance_id"]).to_pylist()
+        members = {r["image_id"]: r["instance_id"] for r in rows if r["image_id"] in uri_of}
+    else:
+        table = dataset.table("gallery", ["gallery_id", "split", "image_id", "instance_id"]).to_pylist()
+        members = {r["image_id"]: r["instance_id"] for r in table if name in (r["split"], r["gallery_id"])}
+        if not members:
+            known = ", ".join(sorted({r["gallery_id"] for r in table} | {r["split"] for r in table}))
+            raise VersionError(f"{dataset.url}: no gallery '{name}'; --gallery may be all, {known}")
+    ids = sorted(members)
+    return Gallery(name, ids, [members[i] for i in ids]), uri_of
+
+
+def beta_text(beta: Sequence[float] | None, has_box: bool) -> str:
+    """β as people read it."""
+    if beta is None:
+        return "no modulation (β = 0)" if has_box else "asked without a box"
+    if len(beta) == 1:
+        return f"β = {beta[0]:.2f}"
+    return f"β = {min(beta):.2f} to {max(beta):.2f} over {len(beta)} query tokens"
+
+
+def _same_content(dataset: versions.Version, sha256: str) -> str | None:
+    images = dataset.table("images", ["image_id", "sha256"])
+    same = [
+        image_id
+        for image_id, found in zip(images["image_id"].to_pylist(), images["sha256"].to_pylist(), strict=True)
+        if found == sha256
+    ]
+    return min(same, default=None)
+
+
+def _table(ranked: Sequence[dict[str, Any]]) -> list[str]:
+    width = max([len("instance"), *(len(r["instance_id"]) for r in ranked)])
+    lines = [f"{'rank':>4}  {'score':>7}  {'instance':<{width}}  image"]
+    lines += [
+        f"{r['rank']:>4}  {r['score']:>7.4f}  {r['instance_id']:<{width}}  {r['image_id']}" for r in ranked
+    ]
+    return lines
+
+
+def _picture(
+    image: Image.Image,
+    box: Box | None,
+    text: str,
+    ranked: Sequence[dict[str, Any]],
+    model: str,
+    beta: Sequence[float] | None,
+) -> bytes:
+    from pipelines.retrieval.picture import THUMB_PX, Candidate, draw_query
+
+    candidates = [
+        Candidate(read_image(r["uri"], THUMB_PX), f"{r['score']:.3f}  {r['instance_id']}") for r in ranked
+    ]
+    title = f"{model}: {beta_text(beta, box is not None)}"
+    stream = io.BytesIO()
+    draw_query(image, box, text, candidates, title=title).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
