@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-BOX = pa.list_(pa.float32(), 4)
-"""A box x1, y1, x2, y2 in pixels of the upright image, half-open."""
+BOX = pa.list_(pa.float32())
+"""A box x1, y1, x2, y2 in pixels of the upright image, half-open: four numbers. Not a fixed-size list: parquet files
+with a null in one cannot be read back (apache/arrow#35692)."""
 
 LISTING = pa.schema(
     [
@@ -24,6 +25,14 @@ LISTING = pa.schema(
     ]
 )
 """What a source says of its images before any is opened; sorted by domain, instance_id, image_id."""
+FILES = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # relative to the version
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+"""Files that a version holds beside its tables (a rendered world's images)."""
 IMAGES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),  # "<domain>/<relative path>", never content
@@ -34,7 +43,7 @@ IMAGES = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("licence", pa.string()),
         pa.field("attribution", pa.string()),
-        pa.field("split", pa.string()),  # train | dev | test | reserve; null before the split is drawn
+        pa.field("split", pa.string()),  # train | dev | test | reserve (a distractor); null before stage 4
     ]
 )
 INSTANCES = pa.schema(
@@ -85,6 +94,35 @@ PROVENANCE = pa.struct(
         pa.field("extra_json", pa.string()),
     ]
 )
+GROUPS = pa.schema(
+    [
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),  # valid | reserve
+        pa.field("found", pa.int32(), nullable=False),  # readable images of the instance
+        pa.field("images", pa.int32(), nullable=False),  # of these, images that passed the filter
+        pa.field("pairs", pa.int32(), nullable=False),
+    ]
+)
+"""What the filter made of the images of one instance."""
+SPLITS = pa.schema(
+    [
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # train | dev | test | reserve
+        pa.field("gallery", pa.string()),  # dev | test: whose gallery the instance's images may enter
+    ]
+)
+DISTRACTORS = pa.schema(
+    [
+        pa.field("gallery_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("rank", pa.uint64(), nullable=False),  # seeded; the lowest of a category enter first
+    ]
+)
 QUADRUPLES = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
@@ -133,11 +171,15 @@ RANKINGS = pa.schema(
 
 TABLES: dict[str, pa.Schema] = {
     "listing": LISTING,
+    "files": FILES,
     "measures": MEASURES,
     "images": IMAGES,
     "instances": INSTANCES,
     "descriptors": DESCRIPTORS,
     "pairs": PAIRS,
+    "groups": GROUPS,
+    "splits": SPLITS,
+    "distractors": DISTRACTORS,
     "quadruples": QUADRUPLES,
     "gallery": GALLERY,
     "rejects": REJECTS,
@@ -152,7 +194,7 @@ REASONS = frozenset(
         # images and instances, while filtering
         "class_centric", "too_few_images",
         # pairs
-        "too_similar", "over_pair_limit",
+        "too_similar",
         # quadruples
         "no_box", "no_difference", "text_too_long", "text_names_instance", "no_text",
     }

@@ -1,0 +1,233 @@
+"""Stage 3, annotate: deal the valid instances to train, dev and test; then a text and a box for each pair."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from infra.base.accounts import Account
+from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection, check_text
+from pipelines.config import SplitOptions, Thresholds
+from pipelines.records import TABLES
+from pipelines.stages import Part, Stage, StageResult
+
+
+def draw(seed: int, purpose: str, key: str) -> int:
+    """A pseudo-random 64-bit number for a key; depends on nothing else."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{purpose}\0{key}".encode()).digest()[:8])
+
+
+def deal(
+    groups: Sequence[Mapping[str, Any]],
+    same_content: Iterable[tuple[str, str]],
+    options: SplitOptions,
+    gallery_dev_share: float,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Deal instances to splits, each by a seeded draw of its name: independent of order and of how work is cut.
+
+    Valid instances of a domain are taken in drawn order into test as long as that brings test closer to its share of
+    the domain's pairs; where there are two, each of test and train gets one. Of the training instances `dev_share`
+    (rounded; one, where train keeps another) become dev. Instances that share an image by its bytes move together.
+
+    Args:
+        groups: rows of `records.GROUPS`.
+        same_content: pairs of instances that hold a byte-identical image.
+        options: shares.
+        gallery_dev_share: share of the reserved instances for the dev galleries.
+        seed: of the draws.
+
+    Returns:
+        Rows of `records.SPLITS`, sorted by instance.
+    """
+    rows = {g["instance_id"]: g for g in groups}
+    together = _components(rows, same_content)
+    split: dict[str, str] = {}
+    for domain in sorted({g["domain"] for g in groups}):
+        blocks = [
+            block
+            for block in together
+            if rows[block[0]]["domain"] == domain and any(rows[i]["state"] == "valid" for i in block)
+        ]
+        for block, name in zip(blocks, _deal_domain(blocks, rows, options, seed), strict=True):
+            split |= dict.fromkeys(block, name)
+    dealt = []
+    for instance_id, group in sorted(rows.items()):
+        reserve = group["state"] == "reserve"
+        name = "reserve" if reserve else split[instance_id]
+        gallery = name if name in ("dev", "test") else None
+        if reserve:
+            gallery = "dev" if draw(seed, "reserve", instance_id) < gallery_dev_share * 2**64 else "test"
+        dealt.append(
+            {
+                "instance_id": instance_id,
+                "domain": group["domain"],
+                "category": group["category"],
+                "split": name,
+                "gallery": gallery,
+            }
+        )
+    return dealt
+
+
+def _deal_domain(
+    blocks: Sequence[Sequence[str]], rows: Mapping[str, Mapping[str, Any]], options: SplitOptions, seed: int
+) -> list[str]:
+    pairs = [sum(rows[i]["pairs"] for i in block) for block in blocks]
+    wanted = options.test_share * sum(pairs)
+    names = ["train"] * len(blocks)
+    have = 0
+    for position in sorted(range(len(blocks)), key=lambda b: draw(seed, "test", blocks[b][0])):
+        first = have == 0 and len(blocks) > 1
+        if names.count("train") > 1 and (first or abs(have + pairs[position] - wanted) < abs(have - wanted)):
+            names[position] = "test"
+            have += pairs[position]
+    training = [b for b, name in enumerate(names) if name == "train"]
+    dev = max(round(options.dev_share * len(training)), 1 if options.dev_share else 0)
+    for position in sorted(training, key=lambda b: draw(seed, "dev", blocks[b][0]))[
+        : min(dev, len(training) - 1)
+    ]:
+        names[position] = "dev"
+    return names
+
+
+def _components(instances: Iterable[str], links: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Instances grouped by their links, each group sorted, groups in order of their first member."""
+    root = {i: i for i in instances}
+
+    def find(i: str) -> str:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for a, b in links:
+        first, second = sorted((find(a), find(b)))
+        root[second] = first
+    members: dict[str, list[str]] = {}
+    for i in sorted(root):
+        members.setdefault(find(i), []).append(i)
+    return [members[k] for k in sorted(members)]
+
+
+def make_annotator(kind: Literal["plain", "world"]) -> Annotator:
+    """The annotator of a recipe."""
+    if kind == "world":
+        from pipelines.annotators.world import WorldAnnotator
+
+        return WorldAnnotator()
+    from pipelines.annotators.plain import PlainAnnotator
+
+    return PlainAnnotator()
+
+
+@dataclass
+class AnnotateStage(Stage):
+    """Pairs of whole instances → quadruples, or reasons why not."""
+
+    annotator: Literal["plain", "world"]
+    thresholds: Thresholds
+    seed: int
+    name = "annotate"
+    inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
+    shared = ("splits",)
+    outputs = ("quadruples", "rejects/annotate")
+    _splits: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _writer: Annotator | None = field(default=None, init=False, repr=False)
+
+    def setup(self) -> None:
+        """Remember the splits and make the annotator."""
+        table = self.common["splits"]
+        self._splits = dict(zip(table["instance_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+        self._writer = make_annotator(self.annotator)
+
+    def __call__(self, part: Part) -> StageResult:
+        """Annotate every pair of the part."""
+        if self._writer is None:
+            raise ValueError("setup comes first")
+        pairs = self._pairs(part.tables)
+        answers = self._writer.annotate(pairs, self.seed)
+        quadruples, rejects = [], []
+        counts: dict[str, Counter[str]] = {}
+        for pair, answer in zip(pairs, answers, strict=True):
+            verdict = self._judge(pair, answer)
+            count = counts.setdefault(pair.domain, Counter())
+            if isinstance(verdict, Rejection):
+                rejects.append(_reject(pair, verdict))
+                count[f"pairs {verdict.reason}"] += 1
+            else:
+                quadruples.append(_quadruple(pair, verdict))
+                count[f"queries {pair.split}"] += 1
+                count["words"] += len(verdict.text.split())
+        refused = Counter(r["reason"] for r in rejects)
+        account = Account(
+            entity="quadruples", taken_in=len(pairs), kept=len(quadruples), rejected=dict(refused)
+        )
+        made = {
+            "quadruples": pa.Table.from_pylist(quadruples, TABLES["quadruples"]),
+            "rejects/annotate": pa.Table.from_pylist(rejects, TABLES["rejects"]),
+        }
+        return StageResult(made, [account], counts)
+
+    def _judge(self, pair: PairToAnnotate, answer: Annotation | Rejection) -> Annotation | Rejection:
+        """The rules that every text keeps, whoever wrote it."""
+        if isinstance(answer, Rejection):
+            return answer
+        name = pair.instance_id.rsplit("/", 1)[-1]
+        limit = self.thresholds.of(pair.domain).max_words
+        return check_text(answer.text, max_words=limit, banned=[name]) or answer
+
+    def _pairs(self, tables: Mapping[str, pa.Table]) -> list[PairToAnnotate]:
+        contexts = tables["listing"].select(["image_id", "context_json"])
+        known: dict[str, dict[str, Any]] = {}
+        for row in tables["_work/images/filtered"].select(["image_id", "width", "height"]).to_pylist():
+            known[row["image_id"]] = row
+        boxes = tables["instances"].select(["image_id", "box", "category"])
+        for table in (contexts, boxes, tables["measures"]):
+            for row in table.to_pylist():
+                if row["image_id"] in known:
+                    known[row["image_id"]] |= row
+        return [
+            PairToAnnotate(
+                pair_id=row["pair_id"],
+                domain=row["domain"],
+                split=self._splits[row["instance_id"]],
+                instance_id=row["instance_id"],
+                category=known[row["reference_id"]]["category"],
+                reference=known[row["reference_id"]],
+                target=known[row["target_id"]],
+            )
+            for row in tables["pairs"].to_pylist()
+        ]
+
+
+def _quadruple(pair: PairToAnnotate, answer: Annotation) -> dict[str, Any]:
+    extra = json.dumps(answer.extra, sort_keys=True, ensure_ascii=False) if answer.extra else None
+    return {
+        "query_id": pair.pair_id,
+        "domain": pair.domain,
+        "split": pair.split,
+        "instance_id": pair.instance_id,
+        "category": pair.category,
+        "reference_id": pair.reference["image_id"],
+        "reference_box": answer.box,
+        "modification_text": answer.text,
+        "target_ids": [pair.target["image_id"]],
+        "provenance": {
+            "annotator": answer.annotator,
+            "confidence": answer.confidence,
+            "parent_id": pair.pair_id,
+            "extra_json": extra,
+        },
+    }
+
+
+def _reject(pair: PairToAnnotate, why: Rejection) -> dict[str, Any]:
+    row = {"stage": "annotate", "entity": "quadruples", "key": pair.pair_id}
+    return row | {"reason": why.reason, "detail": why.detail}

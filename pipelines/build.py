@@ -1,0 +1,248 @@
+"""Photos → benchmark: the stages in order, what the driver decides between them, and the version they make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from infra.base import storage, versions
+from infra.base.command import Context, Outcome
+from pipelines.annotate import AnnotateStage, deal
+from pipelines.collect import CollectStage, Listed, write_listing
+from pipelines.config import BuildRecipe
+from pipelines.filter import FilterStage
+from pipelines.gallery import (
+    SPLITS,
+    CandidateStage,
+    GalleryStage,
+    choose_distractors,
+    gallery_hash,
+    gallery_id,
+)
+from pipelines.records import TABLES
+from pipelines.sources.world import WorldSource, WorldSourceConfig
+from pipelines.stages import PartRecord, part_path, publish, run_stages, sum_counts, table_hash, write_part
+from pipelines.summary import details_of, domain_figures, thresholds_line
+
+if TYPE_CHECKING:
+    from pipelines.sources.base import Source
+
+TWINS, CHOSEN = "_work/twins", "_work/distractors/chosen"
+
+
+def build(recipe: BuildRecipe, context: Context) -> Outcome:
+    """Make a benchmark: collect, filter, annotate, gallery. Resumes a half-finished one; a finished one is a no-op.
+
+    Raises:
+        OacirError: the source cannot be read, or a part failed.
+    """
+    source = make_source(recipe, context.root)
+    if context.dry_run:
+        return _plan(recipe, source)
+    draft = versions.start(
+        "datasets", recipe.name, recipe.key(source.fingerprint()), recipe, root=context.root, out=context.out
+    )
+    if draft.finished:
+        return _outcome(
+            versions.Version(draft.url, draft.finished), "nothing to do, this recipe over this input is done"
+        )
+    return _outcome(_make(recipe, source, draft), "benchmark built")
+
+
+def make_source(recipe: BuildRecipe, root: str) -> Source:
+    """The source of a recipe; a world is rendered under `root` when it is first listed."""
+    if isinstance(recipe.source, WorldSourceConfig):
+        return WorldSource(
+            recipe.source.world, root, images_per_part=recipe.images_per_part, workers=recipe.workers
+        )
+    from pipelines.sources.image_folder import ImageFolder
+
+    return ImageFolder(recipe.source)
+
+
+def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
+    """Which annotator `auto` means."""
+    if recipe.annotator != "auto":
+        return recipe.annotator
+    return "world" if recipe.source.kind == "world" else "plain"
+
+
+def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> versions.Version:
+    listed = write_listing(source, draft.url, recipe.images_per_part)
+    parts, workers, seed = listed.parts, recipe.workers, recipe.seed
+    records = run_stages(
+        [
+            CollectStage(recipe.limits, recipe.encoder.model, recipe.encoder.gpus),
+            FilterStage(recipe.thresholds, recipe.max_pairs_per_instance, seed),
+        ],
+        draft.url,
+        parts,
+        workers=workers,
+        label="collect and filter",
+    )
+    splits, entry = _write_splits(recipe, draft, parts)
+    records |= run_stages(
+        [
+            AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed),
+            CandidateStage(recipe.gallery.distractors_per_domain, seed),
+        ],
+        draft.url,
+        parts,
+        workers=workers,
+        label="annotate",
+    )
+    distractors = _write_distractors(recipe, draft, parts)
+    records |= run_stages([GalleryStage()], draft.url, parts, workers=workers, label="galleries")
+    figures = _figures(recipe, draft, listed, records, distractors)
+    return publish(
+        draft,
+        records,
+        files=[*listed.files, entry],
+        hashes={n: int(h, 16) for n, h in listed.hashes.items()} | {"splits": table_hash(splits, "splits")},
+        seconds={"listing": listed.seconds},
+        accounts={"listing": listed.accounts()},
+        figures=figures,
+    )
+
+
+def _write_splits(
+    recipe: BuildRecipe, draft: versions.Draft, parts: int
+) -> tuple[pa.Table, versions.FileEntry]:
+    """Deal the instances; write `splits.parquet` and the images that lie in two instances."""
+    groups = [row for table in _parts(draft, "groups", parts) for row in table.to_pylist()]
+    twins = _twins(draft, parts)
+    write_part(draft.url, f"{TWINS}.parquet", twins)
+    links: dict[str, set[str]] = {}
+    for row in twins.to_pylist():
+        links.setdefault(row["sha256"], set()).add(row["instance_id"])
+    same = [(min(owners), other) for owners in links.values() for other in sorted(owners) if len(owners) > 1]
+    rows = deal(groups, same, recipe.split, recipe.gallery.dev_share, recipe.seed)
+    table = pa.Table.from_pylist(rows, TABLES["splits"])
+    return table, write_part(draft.url, "splits.parquet", table)
+
+
+def _twins(draft: versions.Draft, parts: int) -> pa.Table:
+    """Images whose bytes occur more than once (image_id, instance_id, sha256).
+
+    Eight bytes of every hash are held in memory (16 MB for two million images), whole rows only for repeated ones.
+    """
+    marks = [
+        np.array([int(h[:16], 16) for h in table["sha256"].to_pylist()], np.uint64)
+        for table in _parts(draft, "_work/images/collected", parts, ["sha256"])
+    ]
+    values, counts = np.unique(np.concatenate(marks), return_counts=True)
+    repeated = {f"{int(v):016x}" for v in values[counts > 1]}
+    rows: list[dict[str, Any]] = []
+    if repeated:
+        images = _parts(draft, "_work/images/collected", parts, ["image_id", "sha256"])
+        owners = _parts(draft, "instances", parts, ["image_id", "instance_id"])
+        for image_table, owner_table in zip(images, owners, strict=True):
+            for image, owner in zip(image_table.to_pylist(), owner_table.to_pylist(), strict=True):
+                if image["sha256"][:16] in repeated:
+                    rows.append(image | owner)
+    schema = pa.schema([(n, pa.string()) for n in ("image_id", "instance_id", "sha256")])
+    return pa.Table.from_pylist(sorted(rows, key=lambda r: r["image_id"]), schema)
+
+
+def _write_distractors(recipe: BuildRecipe, draft: versions.Draft, parts: int) -> dict[str, dict[str, int]]:
+    """Choose the galleries' distractors; how many are matched and other, by gallery."""
+    queries: dict[str, Counter[str]] = {}
+    for table in _parts(draft, "quadruples", parts, ["domain", "split", "category"]):
+        for row in table.to_pylist():
+            if row["split"] in SPLITS:
+                place = gallery_id(row["domain"], row["split"])
+                queries.setdefault(place, Counter())[row["category"]] += 1
+    candidates = _parts(draft, "_work/distractors/candidates", parts)
+    rows, figures = choose_distractors(candidates, queries, recipe.gallery.distractors_per_domain)
+    write_part(draft.url, f"{CHOSEN}.parquet", pa.Table.from_pylist(rows, TABLES["distractors"]))
+    return figures
+
+
+def _figures(
+    recipe: BuildRecipe,
+    draft: versions.Draft,
+    listed: Listed,
+    records: dict[str, list[PartRecord]],
+    distractors: dict[str, dict[str, int]],
+) -> dict[str, Any]:
+    galleries: dict[str, list[str]] = {}
+    for table in _parts(draft, "gallery", listed.parts, ["gallery_id", "image_id"]):
+        for row in table.to_pylist():
+            galleries.setdefault(row["gallery_id"], []).append(row["image_id"])
+    largest: dict[str, int] = {}
+    for table in _parts(draft, "groups", listed.parts, ["domain", "found"]):
+        for row in table.to_pylist():
+            largest[row["domain"]] = max(largest.get(row["domain"], 0), row["found"])
+    splits = storage.read_table(draft.path("splits.parquet"))
+    instances: dict[str, Counter[str]] = {}
+    for row in splits.to_pylist():
+        instances.setdefault(row["domain"], Counter())[row["split"]] += 1
+    counts = sum_counts(r for parts in records.values() for r in parts)
+    return {
+        "descriptor": recipe.encoder.model or "offline",
+        "annotator": annotator_kind(recipe),
+        "domains": {
+            domain: domain_figures(
+                recipe.thresholds.of(domain),
+                counts.get(domain, {}),
+                images=listed.counts[domain],
+                largest=largest.get(domain, 0),
+                instances=dict(instances.get(domain, {})),
+            )
+            for domain in listed.counts
+        },
+        "galleries": {
+            place: {
+                "images": len(ids),
+                "distractors": distractors.get(place, {"matched": 0, "other": 0}),
+                "sha256": gallery_hash(ids),
+            }
+            for place, ids in sorted(galleries.items())
+        },
+    }
+
+
+def _parts(
+    draft: versions.Draft, table: str, parts: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    for part in range(parts):
+        yield storage.read_table(draft.path(part_path(table, part)), list(columns) if columns else None)
+
+
+def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
+    """What a build would do, without writing anything."""
+    images: Counter[str] = Counter()
+    size_bytes = 0
+    if isinstance(source, WorldSource):
+        images.update(source.expected_images())
+    else:
+        for table in source.listing():
+            images.update(table["domain"].to_pylist())
+            size_bytes += sum(table["size_bytes"].to_pylist())
+    total = sum(images.values())
+    parts = -(-total // recipe.images_per_part)
+    lines = [
+        f"plan: {total:,} images ({size_bytes / 1e6:,.1f} MB) of source {source.name} in about {parts:,} parts",
+        f"descriptor: {recipe.encoder.model or 'offline'}; annotator: {annotator_kind(recipe)}",
+        *(
+            f"{d}: {n:,} images, {thresholds_line(recipe.thresholds.of(d))}"
+            for d, n in sorted(images.items())
+        ),
+    ]
+    return Outcome(
+        "plan only, nothing was made", figures={"images": dict(images), "parts": parts}, details=tuple(lines)
+    )
+
+
+def _outcome(version: versions.Version, what: str) -> Outcome:
+    manifest = version.manifest
+    figures = manifest.figures | {
+        "content_hash": manifest.content_hash,
+        "accounts": {s: [a.model_dump() for a in accounts] for s, accounts in manifest.accounts.items()},
+        "seconds": manifest.seconds,
+    }
+    return Outcome(f"{what}: {version.url}", version.url, figures, tuple(details_of(manifest)))

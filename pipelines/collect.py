@@ -1,0 +1,292 @@
+"""Stage 1, collect: cut the source's listing into parts; read and decode each image once and keep what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from infra.base import storage, versions
+from infra.base.accounts import Account
+from infra.base.config import Config
+from infra.base.errors import OacirError
+from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, decode, upright_box
+from pipelines.records import TABLES, conform
+from pipelines.sources.base import Source
+from pipelines.stages import WORK, Part, Stage, StageResult, part_path, table_hash, write_part
+
+if TYPE_CHECKING:
+    from pipelines.descriptors import Describer
+
+LISTED = f"{WORK}/listed.json"
+IMAGES_AT_ONCE = 32
+WORKING_SIDE_PX = 256
+"""JPEGs are decoded at a reduced size whose shorter side is at least this; all that is measured needs no more."""
+
+
+class Listed(Config):
+    """What the listing holds and how it is cut; written last, so that it proves the listing is complete."""
+
+    parts: int
+    images: int
+    size_bytes: int
+    instances: int
+    counts: dict[str, int]
+    """Domain → images."""
+    refused: dict[str, int]
+    """Reason → entries of the source that can be no image."""
+    files: list[versions.FileEntry]
+    hashes: dict[str, str]
+    seconds: float
+
+    def accounts(self) -> list[Account]:
+        """The account of the listing."""
+        entries = self.images + sum(self.refused.values())
+        return [Account(entity="images", taken_in=entries, kept=self.images, rejected=self.refused)]
+
+
+def write_listing(source: Source, version_url: str, images_per_part: int) -> Listed:
+    """Write the source's listing into a version in parts of whole instances, once.
+
+    A listing that is already there is taken with the parts it has, whatever `images_per_part` says now.
+
+    Args:
+        source: what to list.
+        version_url: where `listing/part-*.parquet` and `rejects/listing/part-00000.parquet` go.
+        images_per_part: fewest images of a part but the last.
+
+    Raises:
+        OacirError: the source lists an image twice or out of order, or no image at all.
+    """
+    place = storage.join(version_url, LISTED)
+    if storage.exists(place):
+        return Listed.model_validate_json(storage.read_bytes(place))
+    began = time.monotonic()
+    files, hashes, counts = [], [], Counter[str]()
+    size_bytes = instances = 0
+    for part, table in enumerate(_cut(source, images_per_part)):
+        files.append(write_part(version_url, part_path("listing", part), table))
+        hashes.append(table_hash(table, "listing"))
+        counts.update(table["domain"].to_pylist())
+        size_bytes += sum(max(0, s) for s in table["size_bytes"].to_pylist())
+        instances += len(set(table["instance_id"].to_pylist()))
+    parts = len(files)
+    rejects = pa.Table.from_pylist(list(source.rejects()), TABLES["rejects"])
+    if not parts:
+        why = f"; refused: {dict(Counter(rejects['reason'].to_pylist()))}" if len(rejects) else ""
+        raise OacirError(f"source {source.name}: it holds no image{why}; check source.root")
+    files.append(write_part(version_url, part_path("rejects/listing", 0), rejects))
+    listed = Listed(
+        parts=parts,
+        images=sum(counts.values()),
+        size_bytes=size_bytes,
+        instances=instances,
+        counts=dict(sorted(counts.items())),
+        refused=dict(sorted(Counter(rejects["reason"].to_pylist()).items())),
+        files=files,
+        hashes={
+            "listing": f"{versions.combine(hashes):064x}",
+            "rejects/listing": f"{table_hash(rejects, 'rejects'):064x}",
+        },
+        seconds=time.monotonic() - began,
+    )
+    storage.write_bytes(place, listed.model_dump_json().encode())
+    return listed
+
+
+def _cut(source: Source, images_per_part: int) -> Iterator[pa.Table]:
+    """The listing as tables of whole instances."""
+    waiting: list[dict[str, Any]] = []
+    last: tuple[str, str, str] = ("", "", "")
+    for table in source.listing():
+        for row in table.to_pylist():
+            key = (row["domain"], row["instance_id"], row["image_id"])
+            if key <= last:
+                raise OacirError(
+                    f"source {source.name}: lists {key[2]} twice or out of order; please report it"
+                )
+            if key[:2] != last[:2] and len(waiting) >= images_per_part:
+                yield pa.Table.from_pylist(waiting, TABLES["listing"])
+                waiting = []
+            waiting.append(row)
+            last = key
+    if waiting:
+        yield pa.Table.from_pylist(waiting, TABLES["listing"])
+
+
+@dataclass
+class CollectStage(Stage):
+    """Listed images → what is in them: sizes, hashes, upright boxes, descriptors, measures; or a reason why not."""
+
+    limits: ImageLimits
+    model: str | None
+    gpus: float = 0.0
+    name = "collect"
+    inputs = ("listing",)
+    outputs = (
+        "_work/images/collected",
+        "instances",
+        "descriptors",
+        "measures",
+        "rejects/collect",
+    )
+    _describer: Describer | None = field(default=None, init=False, repr=False)
+
+    def setup(self) -> None:
+        """Load the describer."""
+        from pipelines.descriptors import make_describer
+
+        self._describer = make_describer(self.model)
+
+    def __call__(self, part: Part) -> StageResult:
+        """Open every image of the part."""
+        if self._describer is None:
+            raise ValueError("setup comes first")
+        sheet = _Sheet(self.limits, self._describer)
+        for row in part.tables["listing"].to_pylist():
+            sheet.add(row)
+        return sheet.result()
+
+
+class _Sheet:
+    """Collects what is found in the images of a part; holds at most IMAGES_AT_ONCE decoded ones."""
+
+    def __init__(self, limits: ImageLimits, describer: Describer) -> None:
+        self.limits, self.describer = limits, describer
+        self.rows: dict[str, list[dict[str, Any]]] = {
+            n: [] for n in ("images", "instances", "measures", "rejects")
+        }
+        self.phashes: list[int] = []
+        self.vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+        self.waiting: list[Any] = []
+        self.owner = ""
+        self.seen: dict[str, str] = {}
+        self.found: Counter[tuple[str, str]] = Counter()
+        self.counts: dict[str, Counter[str]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if row["instance_id"] != self.owner:
+            self.owner, self.seen = row["instance_id"], {}
+        owner = (row["domain"], row["instance_id"])
+        self.found[owner] += 0
+        counts = self.counts.setdefault(row["domain"], Counter())
+        counts["images listed"] += 1
+        try:
+            data = _read(row["uri"])
+            digest = hashlib.sha256(data).hexdigest()
+            if digest in self.seen:
+                raise ImageRejected("duplicate_content", f"same bytes as {self.seen[digest]}")
+            decoded = decode(data, self.limits, target_px=WORKING_SIDE_PX)
+        except ImageRejected as refusal:
+            counts[f"images {refusal.reason}"] += 1
+            self._reject("images", row["image_id"], refusal.reason, refusal.detail)
+            return
+        self.seen[digest] = row["image_id"]
+        self.found[owner] += 1
+        self._keep(row, digest, decoded)
+
+    def _keep(self, row: Mapping[str, Any], digest: str, decoded: DecodedImage) -> None:
+        from pipelines.descriptors import phash
+        from pipelines.measures import measure
+
+        box = (
+            upright_box(tuple(row["box"]), *decoded.stored_size, decoded.orientation) if row["box"] else None
+        )
+        image = {k: row[k] for k in ("image_id", "domain", "uri", "licence", "attribution")}
+        image |= {"width": decoded.width, "height": decoded.height, "sha256": digest}
+        self.rows["images"].append(image)
+        instance = {k: row[k] for k in ("image_id", "instance_id", "category", "mask_uri")}
+        self.rows["instances"].append(instance | {"box": box})
+        seen_box = _scaled(box, decoded)
+        self.rows["measures"].append({"image_id": row["image_id"], **measure(decoded.image, seen_box)})
+        self.phashes.append(phash(decoded.image))
+        self.waiting.append(decoded.image)
+        if len(self.waiting) >= IMAGES_AT_ONCE:
+            self._describe()
+
+    def _describe(self) -> None:
+        if self.waiting:
+            self.vectors.append(np.asarray(self.describer.describe(self.waiting), np.float32))
+            self.waiting = []
+
+    def _reject(self, entity: str, key: str, reason: str, detail: str) -> None:
+        row = {"stage": "collect", "entity": entity, "key": key, "reason": reason, "detail": detail}
+        self.rows["rejects"].append(row)
+
+    def result(self) -> StageResult:
+        self._describe()
+        empty = [instance for (_, instance), images in self.found.items() if not images]
+        refused = Counter(r["reason"] for r in self.rows["rejects"])
+        for instance in empty:
+            self._reject("instances", instance, "too_few_images", "no readable image")
+        kept = len(self.rows["images"])
+        accounts = (
+            Account(
+                entity="images",
+                taken_in=sum(c["images listed"] for c in self.counts.values()),
+                kept=kept,
+                rejected=dict(refused),
+            ),
+            Account(
+                entity="instances",
+                taken_in=len(self.found),
+                kept=len(self.found) - len(empty),
+                rejected={"too_few_images": len(empty)} if empty else {},
+            ),
+        )
+        ids = pa.array([r["image_id"] for r in self.rows["images"]], pa.string())
+        tables = {
+            "_work/images/collected": _table(self.rows["images"], "images"),
+            "instances": _table(self.rows["instances"], "instances"),
+            "measures": _table(self.rows["measures"], "measures"),
+            "rejects/collect": _table(self.rows["rejects"], "rejects"),
+            "descriptors": pa.table(
+                {
+                    "image_id": ids,
+                    "descriptor": _lists(self.vectors),
+                    "phash": pa.array(self.phashes, pa.uint64()),
+                }
+            ),
+        }
+        return StageResult(tables, accounts, self.counts)
+
+
+def _table(rows: list[dict[str, Any]], name: str) -> pa.Table:
+    return conform(pa.Table.from_pylist(rows, TABLES[name]), name)
+
+
+def _lists(blocks: list[np.ndarray[Any, np.dtype[np.float32]]]) -> pa.Array:
+    if not blocks:
+        return pa.array([], pa.list_(pa.float32()))
+    vectors = np.concatenate(blocks)
+    offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel()))
+
+
+def _scaled(box: Box | None, decoded: DecodedImage) -> Box | None:
+    """A box of the full image in pixels of the reduced one."""
+    if box is None:
+        return None
+    sx, sy = decoded.image.width / decoded.width, decoded.image.height / decoded.height
+    return box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy
+
+
+def _read(uri: str) -> bytes:
+    """The bytes of an image.
+
+    A file that is gone or closed to us is a verdict on that file. Any other failure of a remote store is not: it
+    stops the part, and the next run does it again, so that no image is lost to a bad moment of the network.
+    """
+    try:
+        return storage.read_bytes(uri)
+    except OacirError as error:
+        lasting = isinstance(error.__cause__, FileNotFoundError | PermissionError | IsADirectoryError)
+        if lasting or not storage.is_s3(uri):
+            raise ImageRejected("unreadable", f"{type(error.__cause__).__name__}") from error
+        raise

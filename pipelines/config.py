@@ -1,0 +1,107 @@
+"""The recipe of a build: source, limits, thresholds per domain, sampling, split, annotator, galleries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from infra.base import storage
+from infra.base.config import Config, recipe_hash
+from pipelines.images import ImageLimits
+from pipelines.sources.image_folder import ImageFolderConfig
+from pipelines.sources.world import WorldSourceConfig
+
+EXECUTION_ONLY = ("workers", "images_per_part")
+"""Options that change how a build runs, never what it makes."""
+
+
+class DomainThresholds(Config):
+    """Thresholds of one domain (METHODS section 1). They belong to the pair (domain, descriptor)."""
+
+    tau_valid: int = Field(ge=2)
+    """Fewest images of an instance; below, it is reserved for the galleries."""
+    tau_high: float = Field(gt=-1.0, le=1.0)
+    """A pair with a larger cosine is too similar."""
+    tau_centric: float = Field(gt=-1.0, le=1.0)
+    """A larger cosine to an image of the same instance counts towards tau_count."""
+    tau_count: int = Field(ge=1)
+    """An image that is that close to so many others of its instance is class-centric and dropped."""
+    max_words: int = Field(30, ge=1)
+    """Most words of a modification text."""
+
+
+class Thresholds(Config):
+    """Thresholds per domain."""
+
+    default: DomainThresholds
+    """For every domain that is not named."""
+    domains: dict[str, DomainThresholds] = Field(default_factory=dict)
+    """Domain → its thresholds."""
+
+    def of(self, domain: str) -> DomainThresholds:
+        """The thresholds of a domain."""
+        return self.domains.get(domain, self.default)
+
+
+class EncoderOptions(Config):
+    """What images are compared with."""
+
+    model: str | None = None
+    """A Hugging Face image model (Hub id or local folder); null = the offline colour-and-gradient descriptor."""
+    gpus: float = Field(0.0, ge=0.0)
+    """GPUs that each worker of the model holds; 0 = CPU."""
+
+
+class SplitOptions(Config):
+    """How instances are dealt to train, dev and test."""
+
+    test_share: float = Field(0.21, gt=0.0, lt=1.0)
+    """Share of a domain's pairs whose instances are the test split (the paper's 79:21)."""
+    dev_share: float = Field(0.05, ge=0.0, lt=1.0)
+    """Share of a domain's training instances that are held out for choosing checkpoints."""
+
+
+class GalleryOptions(Config):
+    """What is added to the galleries."""
+
+    distractors_per_domain: int = Field(1000, ge=0)
+    """Most images of reserved instances in a domain's test gallery, matched to the queries' categories."""
+    dev_share: float = Field(0.2, ge=0.0, lt=1.0)
+    """Share of the reserved instances that go to the dev galleries instead, with as many distractors at most."""
+
+
+class BuildRecipe(Config):
+    """Photos → benchmark."""
+
+    name: str = Field("benchmark", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the dataset version."""
+    source: Annotated[ImageFolderConfig | WorldSourceConfig, Field(discriminator="kind")]
+    """Where the photos come from."""
+    seed: int = 0
+    """Of pair sampling, split, texts and galleries."""
+    limits: ImageLimits = Field(default_factory=ImageLimits)
+    """What an image may measure."""
+    encoder: EncoderOptions = Field(default_factory=EncoderOptions)
+    """What images are compared with."""
+    thresholds: Thresholds
+    """When images and pairs teach nothing."""
+    max_pairs_per_instance: int = Field(60, ge=1)
+    """Most ordered pairs of an instance; a seeded sample of the good ones."""
+    split: SplitOptions = Field(default_factory=SplitOptions)
+    """Train, dev and test."""
+    annotator: Literal["auto", "plain", "world"] = "auto"
+    """Who writes the texts; auto = the world's oracle for the world, else the plain one."""
+    gallery: GalleryOptions = Field(default_factory=GalleryOptions)
+    """What is added to the galleries."""
+    images_per_part: int = Field(256, ge=1)
+    """Work is cut into parts of whole instances with at least so many images; a kill loses the parts in flight."""
+    workers: int | None = Field(None, ge=1)
+    """Parallel workers; null = one per CPU of the Ray session."""
+
+    def key(self, fingerprint: str) -> str:
+        """The key of the version this recipe makes of an input with that fingerprint."""
+        data = self.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
+        if "root" in data["source"]:
+            data["source"]["root"] = storage.absolute(data["source"]["root"])
+        return recipe_hash(data, fingerprint)

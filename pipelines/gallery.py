@@ -1,0 +1,179 @@
+"""Stage 4, galleries: per domain and split (dev, test), references and targets of the split's queries + distractors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.base.accounts import Account
+from pipelines.annotate import draw
+from pipelines.records import TABLES
+from pipelines.stages import Part, Stage, StageResult
+
+SPLITS = ("dev", "test")
+
+
+def gallery_id(domain: str, split: str) -> str:
+    """The name of a gallery."""
+    return f"{domain}/{split}"
+
+
+def gallery_hash(image_ids: Iterable[str]) -> str:
+    """SHA-256 (hex) over the sorted image ids, a line feed after each: names exactly what is ranked."""
+    digest = hashlib.sha256()
+    for image_id in sorted(image_ids):
+        digest.update(image_id.encode() + b"\n")
+    return digest.hexdigest()
+
+
+@dataclass
+class CandidateStage(Stage):
+    """Reserved instances → the images that may become distractors, at most `limit` of a category for each gallery."""
+
+    limit: int
+    seed: int
+    name = "candidates"
+    inputs = ("_work/images/filtered", "instances")
+    shared = ("splits", "_work/twins")
+    outputs = ("_work/distractors/candidates",)
+    _galleries: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _twins: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def setup(self) -> None:
+        """Remember the reserved instances and the images that another instance holds too."""
+        reserve = self.common["splits"].filter(pc.field("split") == "reserve")
+        self._galleries = dict(
+            zip(reserve["instance_id"].to_pylist(), reserve["gallery"].to_pylist(), strict=True)
+        )
+        self._twins = set(self.common["_work/twins"]["image_id"].to_pylist())
+
+    def __call__(self, part: Part) -> StageResult:
+        """Rank the part's reserved images by a seeded draw."""
+        domains = _column(part.tables["_work/images/filtered"], "domain")
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in part.tables["instances"].select(["image_id", "instance_id", "category"]).to_pylist():
+            image_id = row["image_id"]
+            split = self._galleries.get(row["instance_id"])
+            if split is None or image_id not in domains or image_id in self._twins:
+                continue
+            place = gallery_id(domains[image_id], split)
+            rank = draw(self.seed, "distractor", image_id)
+            entry = {"gallery_id": place, "image_id": image_id, "category": row["category"], "rank": rank}
+            found.setdefault((place, row["category"]), []).append(entry)
+        rows = [r for key in sorted(found) for r in sorted(found[key], key=lambda r: r["rank"])[: self.limit]]
+        return StageResult(
+            {"_work/distractors/candidates": pa.Table.from_pylist(rows, TABLES["distractors"])}
+        )
+
+
+def choose_distractors(
+    candidates: Iterable[pa.Table], queries: Mapping[str, Mapping[str, int]], limit: int
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
+    """Fill each gallery with up to `limit` distractors whose categories are distributed as the queries' are.
+
+    Each category gets its share of `limit` (largest remainders), the lowest-ranked candidates first. What a category
+    cannot fill goes to the other categories of the queries, then to any category of the domain, lowest rank first.
+    Memory is bounded by the galleries, not by the candidates.
+
+    Args:
+        candidates: tables of `records.DISTRACTORS`, in any order.
+        queries: gallery → category → number of queries; galleries without queries get no distractor.
+        limit: most distractors of a gallery.
+
+    Returns:
+        The chosen rows, sorted by image, and per gallery how many are matched (a category of the queries) and other.
+    """
+    pools: dict[str, dict[str, list[tuple[int, str]]]] = {g: {} for g in queries}
+    for table in candidates:
+        for row in table.to_pylist():
+            if row["gallery_id"] in pools:
+                pool = pools[row["gallery_id"]].setdefault(row["category"], [])
+                pool.append((row["rank"], row["image_id"]))
+        for by_category in pools.values():
+            for category, pool in by_category.items():
+                by_category[category] = sorted(pool)[:limit]
+    chosen: list[dict[str, Any]] = []
+    figures: dict[str, dict[str, int]] = {}
+    for place, by_category in sorted(pools.items()):
+        picked: list[tuple[int, str, str]] = []
+        left: list[tuple[bool, int, str, str]] = []
+        for category, pool in by_category.items():
+            quota = _quotas(queries[place], limit).get(category, 0)
+            picked += [(rank, image, category) for rank, image in pool[:quota]]
+            left += [(category not in queries[place], rank, image, category) for rank, image in pool[quota:]]
+        picked += [
+            (rank, image, category) for _, rank, image, category in sorted(left)[: limit - len(picked)]
+        ]
+        matched = sum(category in queries[place] for *_, category in picked)
+        figures[place] = {"matched": matched, "other": len(picked) - matched}
+        chosen += [
+            {"gallery_id": place, "image_id": image, "category": category, "rank": rank}
+            for rank, image, category in picked
+        ]
+    return sorted(chosen, key=lambda r: (r["gallery_id"], r["image_id"])), figures
+
+
+def _quotas(queries: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Shares of `limit` in proportion to the queries, by largest remainders (ties by name)."""
+    total = sum(queries.values())
+    quotas = {c: limit * n // total for c, n in queries.items()}
+    rest = sorted(queries, key=lambda c: (-(limit * queries[c] % total), c))[: limit - sum(quotas.values())]
+    return {c: q + (c in rest) for c, q in quotas.items()}
+
+
+@dataclass
+class GalleryStage(Stage):
+    """Quadruples and chosen distractors → galleries, and the images that the benchmark uses, with their splits."""
+
+    name = "gallery"
+    inputs = ("_work/images/filtered", "instances", "quadruples")
+    shared = ("_work/distractors/chosen",)
+    outputs = ("gallery", "images")
+    _chosen: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+
+    def setup(self) -> None:
+        """Remember the distractors."""
+        table = self.common["_work/distractors/chosen"]
+        self._chosen = dict(zip(table["image_id"].to_pylist(), table["gallery_id"].to_pylist(), strict=True))
+
+    def __call__(self, part: Part) -> StageResult:
+        """The part's share of the galleries and images."""
+        images = part.tables["_work/images/filtered"]
+        splits: dict[str, str] = {}
+        for row in part.tables["quadruples"].select(["split", "reference_id", "target_ids"]).to_pylist():
+            splits |= dict.fromkeys([row["reference_id"], *row["target_ids"]], row["split"])
+        rows: list[dict[str, Any]] = []
+        domains = _column(images, "domain")
+        for row in part.tables["instances"].select(["image_id", "instance_id", "category"]).to_pylist():
+            image_id = row["image_id"]
+            if splits.get(image_id) in SPLITS:
+                place = gallery_id(domains[image_id], splits[image_id])
+                rows.append(row | {"gallery_id": place, "is_distractor": False})
+            elif image_id in self._chosen:
+                rows.append(row | {"gallery_id": self._chosen[image_id], "is_distractor": True})
+                splits[image_id] = "reserve"
+        for row in rows:
+            row["split"] = row["gallery_id"].rsplit("/", 1)[1]
+        used = [splits.get(i) for i in images["image_id"].to_pylist()]
+        where = images.schema.get_field_index("split")
+        marked = images.set_column(where, images.schema.field("split"), pa.array(used, pa.string()))
+        marked = marked.filter(pc.is_valid(marked["split"]))
+        account = Account(
+            entity="images", taken_in=len(images), kept=len(marked), not_sampled=len(images) - len(marked)
+        )
+        counts: dict[str, Counter[str]] = {}
+        for domain, split in zip(marked["domain"].to_pylist(), marked["split"].to_pylist(), strict=True):
+            counts.setdefault(domain, Counter())[f"images {split}"] += 1
+        return StageResult(
+            {"gallery": pa.Table.from_pylist(rows, TABLES["gallery"]), "images": marked}, [account], counts
+        )
+
+
+def _column(images: pa.Table, name: str) -> dict[str, str]:
+    return dict(zip(images["image_id"].to_pylist(), images[name].to_pylist(), strict=True))

@@ -1,0 +1,345 @@
+"""How work is cut and resumed: stages turn part i of some tables into part i of others, and a part is done or not.
+
+A part is a run of whole instances, so no stage needs a shuffle. Ray Data streams part numbers through a fixed pool of
+warm workers; each worker reads its part from storage, calls the stages and writes their outputs, the part's record
+last. A kill loses at most the parts in flight; a second writer of the same part writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from infra.base import storage, versions
+from infra.base.accounts import Account
+from infra.base.config import Config
+from infra.base.errors import OacirError
+from infra.base.progress import Progress
+from pipelines.records import TABLES, conform
+
+WORK, RECORDS = "_work", "_accounts"
+MACHINE_COLUMNS = frozenset({"uri", "mask_uri", "mark", "detail", "descriptor"})
+READERS = 16
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage makes of one part."""
+
+    tables: Mapping[str, pa.Table]
+    """One table per declared output."""
+    accounts: Sequence[Account] = ()
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Domain → name of a count → number; summed over the parts."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a stage works on."""
+
+    number: int
+    tables: Mapping[str, pa.Table]
+    """One per declared input."""
+
+
+class Stage:
+    """One step over parts. A subclass is a dataclass whose fields are its options; they travel to the workers.
+
+    Tables are named by where they lie in the version: `pairs`, `rejects/filter`, `_work/images/collected` (below
+    `_work` nothing is published). The schema is that of the first component after `_work/`.
+    """
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Tables of which a part is read for each part."""
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Tables of one file that every worker reads whole, once, into `common`."""
+    outputs: ClassVar[tuple[str, ...]]
+    gpus: float = 0.0
+    """GPUs that a worker holds."""
+    common: Mapping[str, pa.Table]
+    """The shared tables; there when `setup` is called."""
+
+    def setup(self) -> None:
+        """Make heavy state, once per worker."""
+
+    def __call__(self, part: Part) -> StageResult:
+        """Part i of the inputs → part i of the outputs."""
+        raise NotImplementedError
+
+
+class PartRecord(Config):
+    """Proof that a part of a stage is done: written after all its outputs."""
+
+    stage: str
+    part: int
+    seconds: float
+    accounts: list[Account]
+    files: list[versions.FileEntry]
+    hashes: dict[str, str]
+    """Output → hash of its rows as a multiset, 64 hex digits."""
+    counts: dict[str, dict[str, int]] = Field(default_factory=dict)
+
+
+def part_path(table: str, part: int) -> str:
+    """Where a part of a table lies in a version."""
+    return f"{table}/part-{part:05d}.parquet"
+
+
+def schema_name(table: str) -> str:
+    """The name in `records.TABLES` of a table named by its place."""
+    return table.removeprefix(f"{WORK}/").split("/")[0]
+
+
+def table_hash(table: pa.Table, name: str) -> int:
+    """The hash of a table's rows as a multiset, over the columns that say what was built.
+
+    Left out are columns that name machine paths or change marks and float measurements (descriptors, cosines,
+    brightness): what they decide is in the other columns, and their last bits differ between processors.
+    """
+    columns = [
+        f.name for f in TABLES[name] if f.name not in MACHINE_COLUMNS and not pa.types.is_floating(f.type)
+    ]
+    return versions.rows_hash(table.select(columns).to_pylist())
+
+
+def write_part(version_url: str, path: str, table: pa.Table) -> versions.FileEntry:
+    """Write a parquet file whole or not at all, and say what was written."""
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(version_url, path), data)
+    digest = hashlib.sha256(data).hexdigest()
+    return versions.FileEntry(path=path, size_bytes=len(data), sha256=digest, rows=len(table))
+
+
+def prepare(stage: Stage, version_url: str) -> None:
+    """Make a stage ready for `run_part` in this process."""
+    stage.common = {
+        name: storage.read_table(storage.join(version_url, f"{name}.parquet")) for name in stage.shared
+    }
+    stage.setup()
+
+
+def run_part(stage: Stage, version_url: str, part: int) -> PartRecord:
+    """Do one part of a prepared stage: read, call, conform, write, and the record last."""
+    began = time.monotonic()
+    tables = {
+        name: storage.read_table(storage.join(version_url, part_path(name, part))) for name in stage.inputs
+    }
+    result = stage(Part(part, tables))
+    if set(result.tables) != set(stage.outputs):
+        raise ValueError(f"stage {stage.name} declares {stage.outputs} but made {sorted(result.tables)}")
+    files, hashes = [], {}
+    for name in stage.outputs:
+        table = conform(result.tables[name], schema_name(name))
+        files.append(write_part(version_url, part_path(name, part), table))
+        hashes[name] = f"{table_hash(table, schema_name(name)):064x}"
+    record = PartRecord(
+        stage=stage.name,
+        part=part,
+        seconds=time.monotonic() - began,
+        accounts=[a.check() for a in result.accounts],
+        files=files,
+        hashes=hashes,
+        counts={domain: dict(counts) for domain, counts in result.counts.items()},
+    )
+    storage.write_bytes(_record_url(version_url, stage.name, part), record.model_dump_json().encode())
+    return record
+
+
+def run_stages(
+    stages: Sequence[Stage], version_url: str, parts: int, *, workers: int | None, label: str
+) -> dict[str, list[PartRecord]]:
+    """Run the parts of a chain of stages that are not done yet, and give the records of all, by stage, in part order.
+
+    Args:
+        stages: run one after the other on each part, in the same worker.
+        version_url: where the tables and records lie.
+        parts: how many parts there are.
+        workers: parallel workers; none = as many as the session has CPUs.
+        label: what the progress line says.
+
+    Raises:
+        OacirError: a part failed; what is done stays done.
+    """
+    records = {stage.name: _read_records(version_url, stage.name) for stage in stages}
+    pending = [p for p in range(parts) if any(p not in done for done in records.values())]
+    with Progress(label, parts, "parts", done=parts - len(pending)) as progress:
+        for row in _stream(stages, version_url, pending, records, workers):
+            if row["error"]:
+                raise OacirError(f"{label}, part {row['part']}: {row['error']}") from _trace(row["trace"])
+            for text in row["records"]:
+                record = PartRecord.model_validate_json(text)
+                records[record.stage][record.part] = record
+            progress.update()
+    return {name: [done[p] for p in range(parts)] for name, done in records.items()}
+
+
+def publish(
+    draft: versions.Draft,
+    records: Mapping[str, Sequence[PartRecord]],
+    *,
+    files: Iterable[versions.FileEntry] = (),
+    hashes: Mapping[str, int] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    accounts: Mapping[str, list[Account]] | None = None,
+    figures: Mapping[str, Any] | None = None,
+) -> versions.Version:
+    """Commit a version from the records of its stages; tables under `_work` stay behind, unpublished.
+
+    Args:
+        draft: the version.
+        records: stage → records of all its parts.
+        files: of tables that no stage wrote.
+        hashes: table → hash of its rows, of the same.
+        seconds: of the same; a stage's are those of its workers, summed.
+        accounts: of the same.
+        figures: kind-specific numbers.
+    """
+    everything = [r for parts in records.values() for r in parts]
+    outputs = sorted({name for r in everything for name in r.hashes if not name.startswith(WORK)})
+    content: dict[str, int | str] = {
+        name: versions.combine(int(r.hashes[name], 16) for r in everything if name in r.hashes)
+        for name in outputs
+    }
+    made = [f for r in everything for f in r.files if not f.path.startswith(WORK)]
+    return draft.commit(
+        content_hash=versions.content_hash(content | dict(hashes or {})),
+        files=[*made, *files],
+        seconds={n: sum(r.seconds for r in parts) for n, parts in records.items()} | dict(seconds or {}),
+        accounts=dict(accounts or {}) | {n: sum_accounts(parts) for n, parts in records.items()},
+        figures=figures,
+    )
+
+
+def sum_accounts(records: Iterable[PartRecord]) -> list[Account]:
+    """The accounts of a stage over all parts, one per entity."""
+    from infra.base.accounts import add
+
+    by_entity: dict[str, list[Account]] = {}
+    for record in records:
+        for account in record.accounts:
+            by_entity.setdefault(account.entity, []).append(account)
+    return [add(items).check() for items in by_entity.values()]
+
+
+def sum_counts(records: Iterable[PartRecord]) -> dict[str, dict[str, int]]:
+    """Domain → name → number over all parts, sorted."""
+    total: dict[str, dict[str, int]] = {}
+    for record in records:
+        for domain, counts in record.counts.items():
+            into = total.setdefault(domain, {})
+            for name, number in counts.items():
+                into[name] = into.get(name, 0) + number
+    return {domain: dict(sorted(total[domain].items())) for domain in sorted(total)}
+
+
+class _Runner:
+    """What a Ray Data worker runs on each block of part numbers; set up once per worker process and run."""
+
+    def __init__(
+        self, run: str, stages: Sequence[Stage], version_url: str, done: Mapping[str, frozenset[int]]
+    ) -> None:
+        self.run, self.stages, self.version_url, self.done = run, stages, version_url, done
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = [self._part(part) for part in batch["part"].to_pylist()]
+        return pa.Table.from_pylist(rows, schema=_ROWS)
+
+    def _part(self, part: int) -> dict[str, Any]:
+        made: list[str] = []
+        try:
+            for stage in _ready(self):
+                if part not in self.done[stage.name]:
+                    made.append(run_part(stage, self.version_url, part).model_dump_json())
+        except Exception as error:  # carried to the driver, which stops the run with one line
+            text = str(error) if isinstance(error, OacirError) else f"{type(error).__name__}: {error}"
+            return {"part": part, "records": made, "error": text, "trace": traceback.format_exc()}
+        return {"part": part, "records": made, "error": "", "trace": ""}
+
+
+_ROWS = pa.schema(
+    [
+        ("part", pa.int64()),
+        ("records", pa.list_(pa.string())),
+        ("error", pa.string()),
+        ("trace", pa.string()),
+    ]
+)
+_READY: dict[str, Sequence[Stage]] = {}
+
+
+def _ready(runner: _Runner) -> Sequence[Stage]:
+    """The runner's stages, set up once per process: Ray Data unpickles a task's function anew for each block."""
+    if runner.run not in _READY:
+        _READY.clear()
+        for stage in runner.stages:
+            prepare(stage, runner.version_url)
+        _READY[runner.run] = runner.stages
+    return _READY[runner.run]
+
+
+def _stream(
+    stages: Sequence[Stage],
+    version_url: str,
+    pending: Sequence[int],
+    records: Mapping[str, Mapping[int, PartRecord]],
+    workers: int | None,
+) -> Iterable[dict[str, Any]]:
+    if not pending:
+        return
+    import uuid
+
+    import ray.data
+
+    from infra.base.ray_session import connect, data_workers
+
+    connect()
+    size = workers or data_workers()
+    done = {name: frozenset(found) for name, found in records.items()}
+    runner = _Runner(uuid.uuid4().hex, stages, version_url, done)
+    gpus = max(stage.gpus for stage in stages)
+    # Tasks reuse warm processes from stage to stage (0.8 s an execution; a pool of actors takes 2.5 s). A GPU needs
+    # the pool: a process keeps its device, tasks would move between devices under it.
+    dataset = ray.data.from_items([{"part": p} for p in pending], override_num_blocks=len(pending))
+    options: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": 1}
+    if gpus:
+        mapped = dataset.map_batches(
+            _Runner,
+            fn_constructor_args=(runner.run, stages, version_url, done),
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_gpus=gpus,
+            **options,
+        )
+    else:
+        mapped = dataset.map_batches(runner.__call__, compute=ray.data.TaskPoolStrategy(size=size), **options)
+    yield from mapped.iter_rows()
+
+
+def _read_records(version_url: str, stage: str) -> dict[int, PartRecord]:
+    folder = storage.join(version_url, RECORDS, stage)
+    names = [f.path for f in storage.list_files(folder)]
+    with ThreadPoolExecutor(READERS) as pool:
+        texts = list(pool.map(lambda name: storage.read_bytes(storage.join(folder, name)), names))
+    found = [PartRecord.model_validate(json.loads(text)) for text in texts]
+    return {record.part: record for record in found}
+
+
+def _record_url(version_url: str, stage: str, part: int) -> str:
+    return storage.join(version_url, RECORDS, stage, f"part-{part:05d}.json")
+
+
+def _trace(text: str) -> RuntimeError:
+    return RuntimeError(f"in a worker:\n{text}")

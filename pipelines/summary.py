@@ -1,0 +1,103 @@
+"""What a build says of itself: figures per domain, and the reason where a domain yields no query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from infra.base.versions import Manifest
+from pipelines.config import DomainThresholds
+
+QUERY_SPLITS = ("train", "dev", "test")
+
+
+def thresholds_line(thresholds: DomainThresholds) -> str:
+    """Thresholds as people write them."""
+    t = thresholds
+    return (
+        f"τ_valid {t.tau_valid}, τ_high {t.tau_high:g}, τ_centric {t.tau_centric:g}, τ_count {t.tau_count},"
+        f" texts of at most {t.max_words} words"
+    )
+
+
+def domain_figures(
+    thresholds: DomainThresholds,
+    counts: Mapping[str, int],
+    *,
+    images: int,
+    largest: int,
+    instances: Mapping[str, int],
+) -> dict[str, Any]:
+    """The figures of one domain.
+
+    Args:
+        thresholds: that judged it.
+        counts: names of counts → numbers, summed over parts and stages.
+        images: listed ones.
+        largest: readable images of the largest instance.
+        instances: split → instances.
+    """
+    queries = {s: counts.get(f"queries {s}", 0) for s in QUERY_SPLITS}
+    total = sum(queries.values())
+    figures = {
+        "images_listed": images,
+        "images_used": {s: counts.get(f"images {s}", 0) for s in (*QUERY_SPLITS, "reserve")},
+        "instances": {s: instances.get(s, 0) for s in (*QUERY_SPLITS, "reserve")},
+        "pairs": counts.get("pairs", 0),
+        "queries": queries,
+        "mean_words": round(counts.get("words", 0) / total, 2) if total else None,
+        "thresholds": thresholds.model_dump(),
+    }
+    if not queries["test"]:
+        figures["why_no_query"] = _why(thresholds, counts, largest, instances, total)
+    return figures
+
+
+def _why(
+    thresholds: DomainThresholds,
+    counts: Mapping[str, int],
+    largest: int,
+    instances: Mapping[str, int],
+    queries: int,
+) -> str:
+    if not largest:
+        return "no image could be read"
+    if largest < thresholds.tau_valid:
+        return f"no instance has τ_valid = {thresholds.tau_valid} readable images (the largest has {largest})"
+    if not counts.get("pairs"):
+        return (
+            f"no instance keeps τ_valid = {thresholds.tau_valid} images and a pair"
+            f" ({counts.get('class-centric images', 0):,} images class-centric,"
+            f" {counts.get('pairs too similar', 0):,} pairs too similar)"
+        )
+    if not queries:
+        refused = {
+            k.removeprefix("pairs "): n
+            for k, n in counts.items()
+            if k.startswith("pairs ") and "_" in k and n
+        }
+        reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(refused.items()))
+        return f"none of {counts['pairs']:,} pairs could be annotated ({reasons})"
+    if not instances.get("test"):
+        return "only one instance is valid, it is kept for training"
+    return "the test instances have no annotated pair"
+
+
+def details_of(manifest: Manifest) -> Iterator[str]:
+    """Lines for people: accounts of each stage, then figures of each domain and gallery."""
+    for stage, accounts in manifest.accounts.items():
+        for account in accounts:
+            yield f"{stage}: {account.line()}"
+    for domain, f in manifest.figures["domains"].items():
+        queries = " + ".join(f"{n:,} {s}" for s, n in f["queries"].items())
+        things = " + ".join(f"{n:,} {s}" for s, n in f["instances"].items())
+        words = f", {f['mean_words']:.1f} words a text" if f["mean_words"] else ""
+        yield f"{domain}: {f['images_listed']:,} images, instances {things}, queries {queries}{words}"
+        if "why_no_query" in f:
+            yield f"{domain}: no test query: {f['why_no_query']}"
+    for place, g in manifest.figures["galleries"].items():
+        extra = g["distractors"]
+        yield (
+            f"gallery {place}: {g['images']:,} images, of them {extra['matched'] + extra['other']:,} distractors"
+            f" ({extra['matched']:,} of the queries' categories)"
+        )
