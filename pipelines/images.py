@@ -159,8 +159,8 @@ def upright_box(box: Box, stored_width: int, stored_height: int, orientation: in
         x1, y1, x2, y2 in pixels of the upright image, or None if nothing of the box lies inside the image.
     """
     w, h = float(stored_width), float(stored_height)
-    x1, y1 = max(0.0, box[0]), max(0.0, box[1])
-    x2, y2 = min(w, box[2]), min(h, box[3])
+    x1, y1 = max(box[0], 0.0), max(box[1], 0.0)  # this order keeps a NaN, which is in no image
+    x2, y2 = min(box[2], w), min(box[3], h)
     if not (x1 < x2 and y1 < y2):
         return None
     if orientation in (2, 3, 7, 8):  # mirrored along the stored x axis

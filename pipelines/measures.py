@@ -83,7 +83,7 @@ def _colour_terms(hsv: Levels) -> NDArray[np.intp]:
         ((saturation < 0.15) | ((value < 0.3) & (saturation < 0.3)), "gray"),
         (warm & ((value < 0.65) | (saturation < 0.45)), "brown"),
         (reddish & (saturation < 0.55) & (value > 0.6), "pink"),
-        ((hue >= 290.0) & (hue < 340.0) & (value > 0.5), "pink"),
+        ((hue >= 290.0) & (hue < 340.0) & (value > 0.65), "pink"),
         (hue < 10.0, "red"),
         (hue < 45.0, "orange"),
         (hue < 70.0, "yellow"),
