@@ -1,0 +1,120 @@
+"""Checkpoints from all ranks: each writes its own part of the state, and a step counts once every part lies there.
+
+`checkpoints/step-00000123/rank-0-of-2.safetensors`, … Every file appears whole or not at all, so a kill at any moment
+leaves the last complete step intact. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from infra.base import storage
+from infra.base.errors import OacirError
+
+FOLDER = "checkpoints"
+GROWTH = 0.05
+"""Distance of checkpoints as a share of the finished steps, until the longest distance is reached."""
+_STEP = re.compile(r"step-(\d{8})")
+_PART = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
+
+
+def is_due(step: int, last: int, longest: int) -> bool:
+    """Whether a checkpoint is written after `step` finished steps, the one before it after `last`.
+
+    The distance grows with the work at stake: a kill repeats at most 5 % of the finished steps (and the one being
+    written), never more than `longest`.
+    """
+    return step - last >= max(1, min(longest, int(GROWTH * step)))
+
+
+def complete_steps(run_url: str) -> list[int]:
+    """Steps with a complete checkpoint, oldest first."""
+    base = storage.join(run_url, FOLDER)
+    parts: dict[int, dict[int, set[int]]] = {}
+    if not storage.exists(base):
+        return []
+    for file in storage.list_files(base):
+        folder, _, name = file.path.partition("/")
+        step, part = _STEP.fullmatch(folder), _PART.fullmatch(name)
+        if step and part:
+            ranks = parts.setdefault(int(step[1]), {})
+            ranks.setdefault(int(part[2]), set()).add(int(part[1]))
+    return sorted(
+        step for step, by_size in parts.items() if any(len(ranks) == size for size, ranks in by_size.items())
+    )
+
+
+def load(run_url: str, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+    """One rank's part of a complete checkpoint, on the CPU.
+
+    Raises:
+        OacirError: the part is missing (written by another number of workers) or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as parse
+
+    url = _part_url(run_url, step, rank, world_size)
+    try:
+        return dict(parse(storage.read_bytes(url)))
+    except SafetensorError as error:
+        raise OacirError(f"{url}: damaged checkpoint ({error}); delete its folder and run again") from error
+
+
+def remove_all(run_url: str) -> None:
+    """Delete every checkpoint of a run that is finished."""
+    storage.remove(storage.join(run_url, FOLDER))
+
+
+class CheckpointWriter:
+    """Writes this rank's parts in a thread, so that training goes on meanwhile; at most one is under way."""
+
+    def __init__(self, run_url: str, rank: int, world_size: int, kept: int) -> None:
+        self.run_url, self.rank, self.world_size, self.kept = run_url, rank, world_size, kept
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+
+    def save(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Copy the state and start writing it; waits for the one before, and raises what that one raised."""
+        self.wait()
+        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
+        self._under_way = self._pool.submit(self._write, step, copies)
+
+    def wait(self) -> None:
+        """Wait until nothing is under way."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def close(self) -> None:
+        """Finish what is under way and end the thread."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def _write(self, step: int, state: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        storage.write_bytes(_part_url(self.run_url, step, self.rank, self.world_size), save(state))
+        if self.rank == 0:
+            self._prune()
+
+    def _prune(self) -> None:
+        done = complete_steps(self.run_url)
+        if len(done) > self.kept:
+            for step in done[: -self.kept]:
+                storage.remove(storage.join(self.run_url, FOLDER, f"step-{step:08d}"))
+
+
+def _part_url(run_url: str, step: int, rank: int, world_size: int) -> str:
+    return storage.join(run_url, FOLDER, f"step-{step:08d}", f"rank-{rank}-of-{world_size}.safetensors")
+
+
+def as_tensor(rows: list[tuple[float, ...]], columns: int) -> Tensor:
+    """Rows of numbers as float64 [n, columns], which holds every float32 and whole number below 2⁵³ exactly."""
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, columns)

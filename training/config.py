@@ -1,0 +1,157 @@
+"""Recipes of training: which model, which frozen features, how it learns and on how many workers. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from infra.base.config import Config, recipe_hash
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelSection(Config):
+    """The model and where its weights come from."""
+
+    preset: Literal["tiny", "vit_g"] = "tiny"
+    """Named sizes: tiny (CPU) or vit_g (the paper's)."""
+    weights: str | None = None
+    """A directory of save_pretrained or a Hub id; null starts from random weights. Nothing else is fetched."""
+    seed: int = 0
+    """Seed of the random weights."""
+    modulation: Literal["none", "fixed", "scalar", "vector"] = "scalar"
+    """Where β comes from: none (β = 0), fixed, or the CAAM's scalar or vector."""
+    fixed_beta: Annotated[float, Field(ge=0)] = 0.0
+    """The constant β of modulation fixed."""
+    probe_tokens: Positive | None = None
+    """K, probe tokens of the CAAM; null keeps the preset's or the weights' own."""
+    crm_layers: Positive | None = None
+    """Depth of the contextual reasoning module; null keeps the preset's or the weights' own."""
+    bias_scale: Literal["released", "paper"] = "released"
+    """released: bias after the division by √d; paper: before it (Eq. 2)."""
+    trainable_queries: bool = True
+    """False freezes the fusion queries."""
+    tokenizer: str | None = None
+    """A tokenizer directory or Hub id; null takes the weights' own, and with random weights trains one on the
+    training texts."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of the model's configuration; dotted keys reach the nested ones (qformer.hidden_size)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.modulation != "fixed" and self.fixed_beta:
+            raise ValueError("fixed_beta has an effect only with modulation 'fixed'")
+        return self
+
+
+class EmbedSection(Config):
+    """How the frozen tower's tokens are computed and stored."""
+
+    batch_size: Positive = 32
+    """Images per forward of the tower."""
+    images_per_shard: Positive = 512
+    """Images per file; a killed run repeats at most the files in work."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the stored tokens."""
+    workers: Positive | None = None
+    """Parallel workers; null takes one per CPU (or GPU) of the session."""
+
+
+class TrainingSection(Config):
+    """How the model learns."""
+
+    epochs: Positive = 20
+    """Passes over the training quadruples."""
+    steps: Positive | None = None
+    """Stop after this many steps, with the schedule ending there; null runs all epochs."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Quadruples per step over all workers."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """Peak rate of everything but the CAAM."""
+    caam_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak rate of the CAAM (probe tokens, CRM, β head)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's decoupled decay, on every trained parameter as in the release."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """AdamW's betas."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    warmup_fraction: Fraction = 0.05
+    """Share of the steps in which the rate rises linearly from zero."""
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """Course of the rate after the warm-up; cosine and linear end at zero."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient; 0 does not clip."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; weights and optimizer stay float32."""
+    seed: int = 0
+    """Seed of the order of the quadruples and of dropout."""
+    dev_every_epochs: Positive | None = 1
+    """Measure on the dev gallery after every so many epochs (and at the end); null never."""
+    dev_batch_size: Positive = 256
+    """Images per forward of the dev measurement, over all workers."""
+    select: Literal["last", "best_on_dev"] = "last"
+    """Which weights are exported: the last, or those with the best dev mean of R_ID@1, R@1 and R@5."""
+    checkpoint_every_steps: Positive = 50
+    """Longest distance of checkpoints; early ones lie closer, so that a kill repeats at most a tenth of the steps."""
+    checkpoints_kept: Annotated[int, Field(ge=2)] = 2
+    """Complete checkpoints kept while training."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.select == "best_on_dev" and self.dev_every_epochs is None:
+            raise ValueError("select 'best_on_dev' needs dev_every_epochs")
+        return self
+
+
+class ScalingSection(Config):
+    """On what it runs."""
+
+    workers: Positive = 2
+    """Training workers (one process each)."""
+    zero_stage: Literal[1, 2] = 2
+    """DeepSpeed ZeRO stage: optimizer states (1), and gradients (2), divided among the workers."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    """Logical CPUs that Ray reserves per worker."""
+    threads_per_worker: Positive = 1
+    """CPU threads of torch in each worker."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    """Worker losses after which training goes on by itself from the last complete checkpoint."""
+
+
+class TrainRecipe(Config):
+    """What `embed` and `train` read."""
+
+    name: str = "adafocal"
+    """Name of the run."""
+    dataset: str = "world"
+    """The benchmark: a path or URL of a version, name/key, or name (the newest of it)."""
+    features: str | None = None
+    """The feature store: a path or URL, name/key or name; null takes the one that `embed` makes of this recipe."""
+    model: ModelSection = Field(default_factory=ModelSection)
+    """The model."""
+    embed: EmbedSection = Field(default_factory=EmbedSection)
+    """The frozen features."""
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    """The learning."""
+    scaling: ScalingSection = Field(default_factory=ScalingSection)
+    """The machines."""
+
+    def identity(self, dataset_hash: str, feature_key: str) -> str:
+        """The key of a run: equal for recipes that give equal results on this data.
+
+        Left out is where things lie and how they are executed. The number of workers, their threads and the ZeRO
+        stage stay in, because they decide over the order of sums, and the workers over the dropout masks.
+        """
+        tree = self.model_dump(mode="json")
+        for place in ("name", "dataset", "features", "embed"):
+            del tree[place]
+        for setting in ("checkpoint_every_steps", "checkpoints_kept"):
+            del tree["training"][setting]
+        for setting in ("cpus_per_worker", "max_failures"):
+            del tree["scaling"][setting]
+        return recipe_hash(tree, dataset_hash, feature_key)

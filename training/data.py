@@ -1,0 +1,201 @@
+"""What the training loop reads: quadruples as rows of the feature store, token ids and patch masks.
+
+A set is plain numpy, made once by the driver and shared with the workers; tokens stay in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from infra.base.errors import OacirError
+from infra.base.versions import Version
+from training.distributed import share
+from training.features import FeatureStore
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from training.model.processing import AdaFocalProcessor
+
+Rows = npt.NDArray[np.int64]
+QUADRUPLE_COLUMNS = [
+    "query_id", "domain", "split", "instance_id", "reference_id", "reference_box", "modification_text", "target_ids",
+]  # fmt: skip
+
+
+class Batch(NamedTuple):
+    """One worker's part of a global batch.
+
+    Attributes:
+        reference_tokens, target_tokens: frozen tokens, float32 [b, N, D].
+        input_ids, attention_mask: texts padded to the longest of the part, int64 [b, L].
+        patch_mask: 1 where the box touches a patch, float32 [b, N].
+        total: rows of the global batch.
+    """
+
+    reference_tokens: Tensor
+    target_tokens: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    patch_mask: Tensor
+    total: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        moved = self._asdict() | {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, Tensor)
+        }
+        return Batch(**moved)
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """Quadruples of one split, row-aligned arrays."""
+
+    reference_rows: Rows
+    """Row of the reference in the store, [n]."""
+    target_rows: Rows
+    """Row of the primary target in the store, [n]."""
+    input_ids: npt.NDArray[np.int32]
+    """Word pieces padded to the longest text of the set, [n, L]."""
+    text_lengths: npt.NDArray[np.int32]
+    """Word pieces of each text, [n]."""
+    patch_masks: npt.NDArray[np.bool_]
+    """Patches that the box touches, [n, N]."""
+
+    def __len__(self) -> int:
+        return len(self.reference_rows)
+
+    def texts(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of some rows, int64 [b, L], L the longest of them."""
+        lengths = torch.from_numpy(self.text_lengths[rows])
+        longest = int(lengths.max()) if len(rows) else 1
+        input_ids = torch.from_numpy(self.input_ids[rows, :longest]).long()
+        return input_ids, (torch.arange(longest) < lengths[:, None]).long()
+
+    def regions(self, rows: Rows) -> Tensor:
+        """Patch masks of some rows, float32 [b, N]."""
+        return torch.from_numpy(self.patch_masks[rows]).float()
+
+    def batch(self, store: FeatureStore, rows: Rows, total: int) -> Batch:
+        """A worker's part of a global batch of `total` rows."""
+        tokens = store.tokens(np.concatenate([self.reference_rows[rows], self.target_rows[rows]]))
+        input_ids, attention_mask = self.texts(rows)
+        reference, target = tokens[: len(rows)], tokens[len(rows) :]
+        return Batch(reference, target, input_ids, attention_mask, self.regions(rows), total)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The order of training as a pure function of the step: it resumes anywhere by being asked for that step.
+
+    An epoch is one seeded permutation of all rows, cut into `ceil(rows / batch_size)` global batches whose sizes differ
+    by at most one: every row is seen exactly once per epoch, and no batch is much smaller than the others (the
+    number of negatives stays even). Each worker takes its contiguous share of every batch.
+    """
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def order(self, epoch: int) -> Rows:
+        """The permutation of an epoch (from 0), the same on every worker."""
+        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+        return generator.permutation(self.rows)
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Start and end of the global batch of a step in its epoch's order."""
+        return share(self.rows, step % self.steps_per_epoch, self.steps_per_epoch)
+
+
+def load_queries(
+    quadruples: pa.Table, sizes: dict[str, tuple[int, int]], store: FeatureStore, processor: AdaFocalProcessor
+) -> QuerySet:
+    """Quadruples as a set: texts tokenised, boxes turned into patch masks, images looked up in the store.
+
+    Args:
+        quadruples: rows of the `quadruples` table.
+        sizes: image_id → (width, height) of the upright image, pixels.
+        store: the feature store.
+        processor: the model's.
+
+    Raises:
+        OacirError: an image is missing in the store.
+    """
+    references = quadruples["reference_id"].to_pylist()
+    targets = [ids[0] for ids in quadruples["target_ids"].to_pylist()]
+    boxes = [tuple(box) for box in quadruples["reference_box"].to_pylist()]
+    input_ids, mask = processor.texts(quadruples["modification_text"].to_pylist())
+    regions = processor.regions(boxes, [sizes[image_id] for image_id in references])
+    if regions.shape[1] != store.shape[0]:
+        raise OacirError(
+            f"{store.version.url}: {store.shape[0]} tokens per image, the processor makes {regions.shape[1]}"
+        )
+    return QuerySet(
+        store.rows(references),
+        store.rows(targets),
+        input_ids.numpy().astype(np.int32),
+        mask.sum(1).numpy().astype(np.int32),
+        regions.numpy().astype(np.bool_),
+    )
+
+
+def read_quadruples(dataset: Version, split: str) -> pa.Table:
+    """The quadruples of a split, sorted by query_id so that no file layout changes the training."""
+    import pyarrow.compute as pc
+
+    table = dataset.table("quadruples", QUADRUPLE_COLUMNS)
+    return table.filter(pc.equal(table["split"], split)).sort_by("query_id")
+
+
+def image_sizes(dataset: Version) -> dict[str, tuple[int, int]]:
+    """image_id → (width, height) of the upright image, pixels."""
+    table = dataset.table("images", ["image_id", "width", "height"])
+    values = zip(table["width"].to_pylist(), table["height"].to_pylist(), strict=True)
+    return dict(zip(table["image_id"].to_pylist(), values, strict=True))
+
+
+def used_images(dataset: Version) -> pa.Table:
+    """image_id, uri, sha256 of every image that a quadruple or a gallery uses, sorted by image_id.
+
+    Raises:
+        OacirError: a used image is missing in the images table.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    quadruples = dataset.table("quadruples", ["reference_id", "target_ids"])
+    gallery = dataset.table("gallery", ["image_id"])
+    used = pc.unique(
+        pa.chunked_array(
+            [
+                *quadruples["reference_id"].chunks,
+                *pc.list_flatten(quadruples["target_ids"]).chunks,
+                *gallery["image_id"].chunks,
+            ],
+            pa.string(),
+        )
+    )
+    images = dataset.table("images", ["image_id", "uri", "sha256"])
+    found = images.filter(pc.is_in(images["image_id"], value_set=used)).sort_by("image_id")
+    if len(found) != len(used):
+        missing: Sequence[str] = sorted(set(used.to_pylist()) - set(found["image_id"].to_pylist()))
+        raise OacirError(
+            f"{dataset.url}: {len(missing)} images of quadruples or gallery are not in its images table,"
+            f" first {missing[0]}; run `oacir data verify`"
+        )
+    return found

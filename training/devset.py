@@ -1,0 +1,125 @@
+"""Measurement on the dev galleries while training: every worker encodes and ranks its share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from infra.base.versions import Version
+from training.data import QuerySet, Rows, image_sizes, load_queries, read_quadruples
+from training.distributed import gather_rows, share
+from training.features import FeatureStore
+from training.metrics import instance_recall_at, oacir_ranks, recall_at
+from training.model.adafocal import AdaFocalModel
+from training.scoring import max_over_set
+
+if TYPE_CHECKING:
+    from training.model.processing import AdaFocalProcessor
+
+MEASURES = ("R_ID@1", "R@1", "R@5")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Queries and candidates of one domain."""
+
+    domain: str
+    queries: QuerySet
+    reference_ids: list[str]
+    target_ids: list[str]
+    instance_ids: list[str]
+    candidate_rows: Rows
+    candidate_ids: list[str]
+    candidate_instances: list[str]
+
+
+def load_dev(dataset: Version, store: FeatureStore, processor: AdaFocalProcessor) -> list[Gallery]:
+    """The dev galleries, one per domain that has dev queries, in order of the domain's name."""
+    import pyarrow.compute as pc
+
+    quadruples = read_quadruples(dataset, "dev")
+    sizes = image_sizes(dataset)
+    table = dataset.table("gallery")
+    table = table.filter(pc.equal(table["split"], "dev")).sort_by("image_id")
+    galleries = []
+    for domain in sorted(set(quadruples["domain"].to_pylist())):
+        own = quadruples.filter(pc.equal(quadruples["domain"], domain))
+        candidates = table.filter(pc.equal(table["gallery_id"], f"{domain}/dev"))
+        ids = candidates["image_id"].to_pylist()
+        galleries.append(
+            Gallery(
+                domain,
+                load_queries(own, sizes, store, processor),
+                own["reference_id"].to_pylist(),
+                [targets[0] for targets in own["target_ids"].to_pylist()],
+                own["instance_id"].to_pylist(),
+                store.rows(ids),
+                ids,
+                candidates["instance_id"].to_pylist(),
+            )
+        )
+    return galleries
+
+
+def measure(
+    model: AdaFocalModel, store: FeatureStore, galleries: list[Gallery], device: torch.device, batch_size: int
+) -> list[tuple[float, ...]]:
+    """Dev metrics, the same on every worker: one row (queries, R_ID@1, R@1, R@5) per gallery, percent."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    step = max(1, batch_size // world_size)
+    was_training = model.training
+    model.eval()
+    found: list[tuple[float, ...]] = []
+    with torch.no_grad():
+        for gallery in galleries:
+            start, end = share(len(gallery.candidate_rows), rank, world_size)
+            own = gallery.candidate_rows[start:end]
+            empty = torch.zeros(0, model.config.num_query_tokens, model.config.embed_dim, device=device)
+            vectors = [
+                model.encode_target(store.tokens(own[i : i + step]).to(device)).float()
+                for i in range(0, len(own), step)
+            ]
+            targets = gather_rows(torch.cat([empty, *vectors]), len(gallery.candidate_rows))
+            start, end = share(len(gallery.queries), rank, world_size)
+            ranks = _ranks(model, store, gallery, np.arange(start, end), targets, step)
+            target_rank, instance_rank = gather_rows(ranks.to(device), len(gallery.queries)).cpu().numpy().T
+            recall = recall_at(target_rank, (1, 5))
+            found.append(
+                (float(len(target_rank)), instance_recall_at(instance_rank, (1,))[1], recall[1], recall[5])
+            )
+    model.train(was_training)
+    return found
+
+
+def _ranks(
+    model: AdaFocalModel, store: FeatureStore, gallery: Gallery, rows: Rows, targets: Tensor, step: int
+) -> Tensor:
+    """Ranks of target and instance for some queries of a gallery, int64 [n, 2]."""
+    queries, parts = gallery.queries, [torch.zeros(0, 2, dtype=torch.int64)]
+    for i in range(0, len(rows), step):
+        some = rows[i : i + step]
+        tokens = store.tokens(queries.reference_rows[some])
+        input_ids, mask = queries.texts(some)
+        query = model.encode_query(
+            tokens.to(targets.device),
+            input_ids.to(targets.device),
+            mask.to(targets.device),
+            queries.regions(some).to(targets.device),
+        )
+        scores = max_over_set(query.embedding.float(), targets)
+        ranks = oacir_ranks(
+            scores.cpu().numpy(),
+            gallery.candidate_ids,
+            gallery.candidate_instances,
+            *(
+                [ids[r] for r in some]
+                for ids in (gallery.reference_ids, gallery.target_ids, gallery.instance_ids)
+            ),
+        )
+        parts.append(torch.from_numpy(np.stack(ranks, axis=1)))
+    return torch.cat(parts)

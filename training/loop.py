@@ -1,0 +1,322 @@
+"""The training loop of one worker: ZeRO by DeepSpeed, negatives from all workers, checkpoints from all ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import get_device
+from torch import Tensor
+
+from infra.base import storage
+from infra.base.errors import OacirError
+from training import checkpoints
+from training.checkpoints import CheckpointWriter
+from training.config import TrainRecipe
+from training.data import QuerySet, Sampler
+from training.devset import MEASURES, Gallery, measure
+from training.distributed import share
+from training.features import FeatureStore
+from training.model.adafocal import AdaFocalModel
+from training.model.config import AdaFocalConfig
+from training.optim import build_optimizer, set_rates
+from training.task import ContrastiveTask
+
+HISTORY_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "temperature",
+    "beta_mean",
+    "beta_std",
+    "learning_rate",
+    "seconds",
+)
+DEV_COLUMNS = ("step", "epoch", "gallery", "queries", *MEASURES, "seconds")
+TRAINED, BEST = "trained.safetensors", "best.safetensors"
+MOST_REDUCED_AT_ONCE = 50_000_000
+POST_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands every worker."""
+
+    recipe: TrainRecipe
+    run_url: str
+    store_url: str
+    feature_key: str
+    config: dict[str, Any]
+    """Of the model (`AdaFocalConfig.to_dict`)."""
+    weights: Any
+    """Object reference of the start weights without the tower, name → tensor."""
+    queries: Any
+    """Object reference of the training `QuerySet`."""
+    galleries: Any
+    """Object reference of the dev galleries."""
+    board: Any
+    """The actor that tells the driver how far training is."""
+    total_steps: int
+
+
+def work(job: Job) -> None:
+    """Train on this worker from the last complete checkpoint to the end."""
+    scaling = job.recipe.scaling
+    torch.set_num_threads(scaling.threads_per_worker)
+    device = get_device()
+    store = FeatureStore.open(job.store_url, job.feature_key)
+    queries, galleries, weights = ray.get([job.queries, job.galleries, job.weights])
+    model = AdaFocalModel(AdaFocalConfig(**job.config), with_tower=False)
+    model.load_state_dict(weights)
+    loop = Loop(job, model.to(device), store, queries, galleries, device)
+    try:
+        loop.run()
+    except OacirError as error:
+        # told to the driver, which stops: raised here, Ray Train would take it for a lost worker and try again
+        ray.get(job.board.fail.remote(str(error)))
+    finally:
+        loop.writer.close()
+
+
+@dataclass
+class Parts:
+    """Seconds spent by part of the step; on a GPU the parts are what the CPU waits for."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, part: str) -> Iterator[None]:
+        """Add the block's duration to a part."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+
+class Loop:
+    """One worker's training. All state that decides over later losses is in `state()`."""
+
+    def __init__(
+        self,
+        job: Job,
+        model: AdaFocalModel,
+        store: FeatureStore,
+        queries: QuerySet,
+        galleries: list[Gallery],
+        device: torch.device,
+    ) -> None:
+        self.job, self.store, self.queries, self.galleries = job, store, queries, galleries
+        self.device, self.training = device, job.recipe.training
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.sampler = Sampler(len(queries), self.training.batch_size, self.training.seed)
+        self.shapes = {name: p.shape for name, p in model.named_parameters()}
+        self.precision = torch.bfloat16 if self.training.precision == "bfloat16" else torch.float32
+        self.engine = _engine(ContrastiveTask(model, self.precision), job.recipe)
+        self.writer = CheckpointWriter(
+            job.run_url, self.rank, self.world_size, self.training.checkpoints_kept
+        )
+        self.history: list[tuple[float, ...]] = []
+        self.dev: list[tuple[float, ...]] = []
+        self.pending: list[tuple[tuple[float, ...], Tensor, Any, Tensor]] = []
+        self.parts = Parts()
+        self.step, self.saved, self.posted = 0, 0, 0.0
+
+    @property
+    def model(self) -> AdaFocalModel:
+        """The model being trained."""
+        return self.engine.module.model
+
+    def run(self) -> None:
+        """Resume, train to the last step, and leave the trained weights in the run."""
+        done = checkpoints.complete_steps(self.job.run_url)
+        if done:
+            self.restore(done[-1])
+        self.engine.train()
+        per_epoch, total = self.sampler.steps_per_epoch, self.job.total_steps
+        order, epoch_of_order = None, -1
+        while self.step < total:
+            epoch = self.step // per_epoch
+            if order is None or epoch != epoch_of_order:
+                order, epoch_of_order = self.sampler.order(epoch), epoch
+            start, end = self.sampler.bounds(self.step)
+            self.train_step(order[start:end], epoch)
+            ended_epoch = self.step % per_epoch == 0
+            if self._dev_is_due(ended_epoch, epoch):
+                self.measure_dev(epoch)
+            if self.step == total or checkpoints.is_due(
+                self.step, self.saved, self.training.checkpoint_every_steps
+            ):
+                self.save()
+            elif time.monotonic() - self.posted > POST_EVERY_S:
+                self.flush()
+        self.finish()
+
+    def train_step(self, rows: Any, epoch: int) -> None:
+        """One optimizer step on a global batch."""
+        began = time.perf_counter()
+        start, end = share(len(rows), self.rank, self.world_size)
+        with self.parts.time("data"):
+            batch = self.queries.batch(self.store, rows[start:end], len(rows)).to(self.device)
+        # dropout is a pure function of (seed, step, rank), so a resumed step draws the same masks
+        torch.manual_seed(((self.training.seed * 1_000_003 + self.step) * 8191 + self.rank) % 2**63)
+        set_rates(self.engine.optimizer.param_groups, self.step, self.job.total_steps, self.training)
+        temperature = self.model.temp.detach().clone()
+        with self.parts.time("forward"):
+            output = self.engine(batch)
+        with self.parts.time("backward"):
+            self.engine.backward(output.objective)
+        with self.parts.time("optimizer"):
+            self.engine.step()
+        with self.parts.time("record"):
+            beta = torch.zeros(1, 1) if output.beta is None else output.beta
+            sums = torch.stack([output.loss_sum.double(), beta.double().sum(), beta.double().square().sum()])
+            handle = dist.all_reduce(sums, async_op=True)
+            values = float("nan") if output.beta is None else float(beta.shape[1] * len(rows))
+            rates = {g["name"]: g["lr"] for g in self.engine.optimizer.param_groups}
+            row = (self.step + 1, epoch, len(rows), values, rates["rest"], time.perf_counter() - began)
+            self.pending.append((row, sums, handle, temperature))
+            self.step += 1
+
+    def flush(self) -> None:
+        """Turn what the last steps left on the device into history rows, and tell the driver."""
+        for (step, epoch, rows, values, rate, seconds), sums, handle, temperature in self.pending:
+            handle.wait()
+            loss_sum, beta_sum, beta_square = sums.tolist()
+            loss, mean = loss_sum / rows, beta_sum / values
+            spread = math.sqrt(max(0.0, beta_square / values - mean**2)) if values == values else mean
+            if not math.isfinite(loss):
+                raise OacirError(
+                    f"the loss is {loss} at step {step:.0f}; lower training.learning_rate or set training.clip_norm"
+                )
+            self.history.append((step, epoch, loss, temperature.item(), mean, spread, rate, seconds))
+        self.pending.clear()
+        self.posted = time.monotonic()
+        if self.rank == 0 and self.history:
+            self.job.board.post.remote(dict(zip(HISTORY_COLUMNS, self.history[-1], strict=True)))
+
+    def measure_dev(self, epoch: int) -> None:
+        """Measure on the dev galleries, keep the best weights if the recipe asks for them, report to Ray Train."""
+        began = time.perf_counter()
+        self.flush()
+        found = measure(self.model, self.store, self.galleries, self.device, self.training.dev_batch_size)
+        seconds = time.perf_counter() - began
+        self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
+        best_before = max(self._dev_means(), default=-1.0)
+        self.dev += [(self.step, epoch, i, *row, seconds) for i, row in enumerate(found)]
+        mean = self._dev_means()[-1]
+        if self.training.select == "best_on_dev" and mean > best_before and self.rank == 0:
+            self._write_weights(BEST)
+        averages = torch.tensor([row[1:] for row in found]).mean(0).tolist()
+        metrics = {f"dev_{name}": value for name, value in zip(MEASURES, averages, strict=True)}
+        ray.train.report(
+            {"step": self.step, "epoch": epoch + 1, "loss": self.history[-1][2], "dev": mean} | metrics
+        )
+
+    def save(self) -> None:
+        """Write this rank's part of a checkpoint."""
+        self.flush()
+        with self.parts.time("checkpoint"):
+            self.writer.save(self.step, self.state())
+            if self.step < 1 / checkpoints.GROWTH:
+                self.writer.wait()  # so early that one lost step is more than a twentieth of the work
+        self.saved = self.step
+
+    def state(self) -> dict[str, Tensor]:
+        """This rank's partition of weights and optimizer state; rank 0, which alone reports, adds the history."""
+        zero = self.engine.optimizer
+        tensors: dict[str, Tensor] = {}
+        for i, partition in enumerate(zero.single_partition_of_fp32_groups):
+            kept = zero.optimizer.state[partition]
+            tensors |= {f"group{i}.weights": partition} | {f"group{i}.{k}": kept[k] for k in sorted(kept)}
+        if self.rank == 0:
+            tensors["history"] = checkpoints.as_tensor(self.history, len(HISTORY_COLUMNS))
+            tensors["dev"] = checkpoints.as_tensor(self.dev, len(DEV_COLUMNS))
+        return tensors
+
+    def restore(self, step: int) -> None:
+        """Continue after a complete checkpoint as if nothing had happened."""
+        tensors = checkpoints.load(self.job.run_url, step, self.rank, self.world_size)
+        zero = self.engine.optimizer
+        for i, partition in enumerate(zero.single_partition_of_fp32_groups):
+            prefix = f"group{i}."
+            saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            partition.data.copy_(saved.pop("weights"))
+            # AdamW counts its steps in a tensor that stays on the CPU
+            zero.optimizer.state[partition] = {
+                k: v if k == "step" else v.to(partition.device) for k, v in saved.items()
+            }
+        zero.update_lp_params()
+        self.step = self.saved = step
+        if self.rank == 0:
+            self.history, self.dev = ([tuple(r) for r in tensors[n].tolist()] for n in ("history", "dev"))
+
+    def finish(self) -> None:
+        """Leave the last weights and what a step cost by part."""
+        self.writer.wait()
+        if self.rank == 0:
+            self._write_weights(TRAINED)
+            ray.get(self.job.board.finish.remote(self.parts.seconds))
+        dist.barrier()
+
+    def _dev_is_due(self, ended_epoch: bool, epoch: int) -> bool:
+        every = self.training.dev_every_epochs
+        if every is None or not self.galleries:
+            return False
+        return self.step == self.job.total_steps or (ended_epoch and (epoch + 1) % every == 0)
+
+    def _dev_means(self) -> list[float]:
+        """Mean of the dev measures over the galleries at every measured step, in order."""
+        by_step: dict[float, list[float]] = {}
+        for row in self.dev:
+            by_step.setdefault(row[0], []).append(sum(row[4:7]) / 3)
+        return [sum(values) / len(values) for values in by_step.values()]
+
+    def _write_weights(self, name: str) -> None:
+        from safetensors.torch import save
+
+        trained = {
+            name: parameter.detach().cpu().reshape(self.shapes[name]).contiguous()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        storage.write_bytes(storage.join(self.job.run_url, name), save(trained))
+
+
+def _engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
+    """The DeepSpeed engine; initialised on the process group that Ray Train made."""
+    import deepspeed
+
+    # Otherwise DeepSpeed compiles a shared-memory collective on first use (94 s, needs g++) that gloo never calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for parameter in task.parameters():
+        if (
+            parameter.dim() == 0
+        ):  # the temperature; DeepSpeed broadcasts parameters as bytes and cannot view a scalar so
+            parameter.data = parameter.data.view(1)
+    optimizer = build_optimizer(task.model.trainable_parameters(), recipe.training)
+    trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
+    world_size = dist.get_world_size()
+    config = {
+        "train_micro_batch_size_per_gpu": -(-recipe.training.batch_size // world_size),
+        "gradient_clipping": recipe.training.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": recipe.scaling.zero_stage,
+            "overlap_comm": False,
+            # the default makes a buffer of 2 GB in every worker
+            "reduce_bucket_size": min(trained, MOST_REDUCED_AT_ONCE),
+            "allgather_bucket_size": min(trained, MOST_REDUCED_AT_ONCE),
+        },
+        "steps_per_print": 2**31,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=task, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    return engine

@@ -1,0 +1,62 @@
+"""What is trained: a model and its loss in one module. The loop knows neither."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.data import Batch
+from training.distributed import gather_rows, share
+from training.losses import info_nce
+from training.model.adafocal import AdaFocalModel
+from training.scoring import max_over_set
+
+
+class StepOutput(NamedTuple):
+    """Outcome of a forward pass on one worker.
+
+    Attributes:
+        objective: what to differentiate; its gradients, averaged over the workers, are those of the global loss.
+        loss_sum: sum of the loss over this worker's queries, detached.
+        beta: β of this worker's queries, detached [b, 1 or M]; None without a modulator.
+    """
+
+    objective: Tensor
+    loss_sum: Tensor
+    beta: Tensor | None
+
+
+class ContrastiveTask(nn.Module):
+    """AdaFocal under one-way InfoNCE, each query against the targets of all workers.
+
+    Args:
+        model: with or without its tower.
+        precision: arithmetic of the encoders; scores and loss are float32 always.
+    """
+
+    def __init__(self, model: AdaFocalModel, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model = model
+        self.precision = precision
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """One worker's part of a global batch.
+
+        The mean over workers that data parallelism takes of gradients is undone by the factor world size / total: the
+        sum of all queries' losses divided by their number is what is differentiated (DeepSpeed#7107).
+        """
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        device = batch.reference_tokens.device.type
+        with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
+            query, targets = self.model(*batch[:-1])
+        start, end = share(batch.total, rank, world_size)
+        exact = self.model.temp.dtype  # float32, or float64 where a test asks for more digits
+        all_targets = gather_rows(targets.to(exact), batch.total)  # [total, M, d]
+        scores = max_over_set(query.embedding.to(exact), all_targets)
+        labels = torch.arange(start, end, device=scores.device)
+        loss_sum = info_nce(scores, self.model.temp, labels) * (end - start)
+        beta = None if query.beta is None else query.beta.detach().float()
+        return StepOutput(loss_sum * (world_size / batch.total), loss_sum.detach(), beta)

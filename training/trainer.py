@@ -1,0 +1,335 @@
+"""The driver of a training run: what goes in, Ray Train around the loop, what comes out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.base import storage
+from infra.base.command import Context, Outcome
+from infra.base.errors import OacirError
+from infra.base.progress import Progress, duration
+from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
+from training import checkpoints
+from training.config import TrainRecipe
+from training.data import Sampler, image_sizes, load_queries, read_quadruples, used_images
+
+if TYPE_CHECKING:
+    from training.features import FeatureStore
+    from training.model.adafocal import AdaFocalModel
+    from training.model.processing import AdaFocalProcessor
+
+POLL_S = 0.2
+RAY_FOLDER = "ray"
+UNTIMED = ("step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a run is made of."""
+
+    dataset: Version
+    store: FeatureStore
+    model: AdaFocalModel
+    processor: AdaFocalProcessor
+    feature_key: str
+    total_steps: int
+    queries: int
+
+
+def train(recipe: TrainRecipe, context: Context) -> Outcome:
+    """Train the recipe's model on its benchmark; finished runs are left alone, interrupted ones go on.
+
+    Returns:
+        where the run lies: `export/` (model and processor), `history.parquet` (a row per step), `dev.parquet`.
+
+    Raises:
+        OacirError: no such dataset, no features or stale ones, or training failed.
+    """
+    began = time.monotonic()
+    inputs = _inputs(recipe, context)
+    key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.feature_key)
+    if context.dry_run:
+        return _plan(recipe, inputs, key)
+    draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)
+    if draft.finished is not None:
+        figures = draft.finished.figures
+        return Outcome(
+            f"nothing to do: this recipe was trained on this data before ({figures['steps']:,} steps): {draft.url}",
+            draft.url,
+            figures,
+        )
+    parts, redone_from = _fit(recipe, draft, inputs)
+    version = _commit(recipe, draft, inputs, parts, time.monotonic() - began)
+    checkpoints.remove_all(draft.url)
+    figures = version.manifest.figures
+    per_step = figures["ms_per_step"]
+    return Outcome(
+        f"trained {figures['steps']:,} steps in {duration(time.monotonic() - began)}"
+        + (f" (resumed at step {redone_from:,})" if redone_from else "")
+        + f", loss {figures['loss']:.3f}: {draft.url}",
+        draft.url,
+        figures,
+        (("a step costs " + ", ".join(f"{part} {ms:.0f} ms" for part, ms in per_step.items())),)
+        if per_step
+        else (),
+    )
+
+
+def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
+    from training.export import build_model, build_processor
+    from training.features import FeatureStore, feature_key, processor_fingerprint, store_key
+
+    dataset = resolve(context.root, "datasets", recipe.dataset)
+    quadruples = read_quadruples(dataset, "train")
+    if len(quadruples) < recipe.scaling.workers:
+        raise OacirError(
+            f"{dataset.url}: {len(quadruples)} training quadruples for {recipe.scaling.workers} workers;"
+            " build a larger benchmark or lower scaling.workers"
+        )
+    model = build_model(recipe.model)
+    texts = quadruples["modification_text"]
+    processor = build_processor(recipe.model, model.config, texts.to_pylist)
+    key = feature_key(model.tower_state_hash(), processor_fingerprint(processor), recipe.embed.dtype)
+    if recipe.features is not None:
+        store_url = resolve(context.root, "features", recipe.features).url
+    else:
+        made = store_key(key, used_images(dataset)["sha256"].to_pylist())
+        store_url = storage.join(storage.absolute(context.root), "features", dataset.manifest.name, made)
+        if not storage.exists(store_url):
+            raise OacirError(
+                f"no features of {dataset.url} for this tower, processor and dtype (looked for {store_url});"
+                " run `oacir embed` with this recipe first, or set --features"
+            )
+    sampler = Sampler(len(quadruples), recipe.training.batch_size, recipe.training.seed)
+    total = recipe.training.epochs * sampler.steps_per_epoch
+    return Inputs(
+        dataset=dataset,
+        store=FeatureStore.open(store_url, key),
+        model=model,
+        processor=processor,
+        feature_key=key,
+        total_steps=min(total, recipe.training.steps or total),
+        queries=len(quadruples),
+    )
+
+
+def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
+    trained = sum(p.numel() for p in inputs.model.parameters() if p.requires_grad)
+    workers, batch = recipe.scaling.workers, recipe.training.batch_size
+    figures = {
+        "key": key,
+        "steps": inputs.total_steps,
+        "quadruples": inputs.queries,
+        "quadruples_seen": inputs.total_steps * batch,
+        "batch_size": batch,
+        "batch_size_per_worker": -(-batch // workers),
+        "workers": workers,
+        "trained_parameters": trained,
+        # weights and gradients in every worker, master weights and two moments divided among them
+        "state_bytes_per_worker": trained * 8 + trained * 12 // workers,
+        "checkpoint_bytes": trained * 12,
+        "features_bytes": sum(f.size_bytes for f in inputs.store.version.manifest.files),
+    }
+    details = tuple(
+        f"{name.replace('_', ' ')}: {value:,}" for name, value in figures.items() if name != "key"
+    )
+    return Outcome(f"dry run: would train run {recipe.name}/{key}", None, figures, details)
+
+
+def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, float], int]:
+    """Run the loop under Ray Train; seconds by part over the steps done here, and the step it went on from."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from infra.base.ray_session import connect
+    from training.devset import load_dev
+    from training.loop import Job, work
+
+    connect()
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    sizes = image_sizes(inputs.dataset)
+    quadruples = read_quadruples(inputs.dataset, "train")
+    done = checkpoints.complete_steps(draft.url)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    weights = {k: v for k, v in inputs.model.state_dict().items() if not k.startswith("vision_model.")}
+    job = Job(
+        recipe=recipe,
+        run_url=draft.url,
+        store_url=inputs.store.version.url,
+        feature_key=inputs.feature_key,
+        config=inputs.model.config.to_dict(),
+        weights=ray.put(weights),
+        queries=ray.put(load_queries(quadruples, sizes, inputs.store, inputs.processor)),
+        galleries=ray.put(load_dev(inputs.dataset, inputs.store, inputs.processor)),
+        board=board,
+        total_steps=inputs.total_steps,
+    )
+    scaling = recipe.scaling
+    filesystem, folder = storage.arrow_filesystem(storage.join(draft.url, RAY_FOLDER))
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+        ),
+        # A name of its own for each attempt: Ray Train would resume an earlier one of the same name from its own,
+        # older record. Resuming is ours, from the checkpoints of all ranks.
+        run_config=RunConfig(
+            name=uuid.uuid4().hex[:12],
+            storage_path=folder,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+        ),
+    )
+    resumed = done[-1] if done else 0
+    with Progress("train", inputs.total_steps, "steps", done=resumed) as progress, _Watch(board, progress):
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise _training_error(error, draft.url) from error
+    parts: dict[str, float]
+    parts, failure = ray.get(board.result.remote())
+    if failure:
+        raise OacirError(f"{failure} (run {draft.url})")
+    ray.kill(board)
+    storage.remove(storage.join(draft.url, RAY_FOLDER))
+    steps = inputs.total_steps - resumed
+    return {part: 1000 * seconds / steps for part, seconds in parts.items()} if steps else {}, resumed
+
+
+def _commit(
+    recipe: TrainRecipe, draft: Draft, inputs: Inputs, ms_per_step: dict[str, float], seconds: float
+) -> Version:
+    import pyarrow as pa
+    from safetensors.torch import load
+
+    from training.devset import MEASURES
+    from training.export import write_export
+    from training.loop import BEST, DEV_COLUMNS, HISTORY_COLUMNS, TRAINED
+
+    chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
+    inputs.model.load_state_dict(load(storage.read_bytes(draft.path(chosen))), strict=False)
+    files: list[FileEntry] = write_export(inputs.model.eval(), inputs.processor, draft.url)
+    state = checkpoints.load(draft.url, inputs.total_steps, 0, recipe.scaling.workers)
+    history = _table(state["history"], HISTORY_COLUMNS, ("step", "epoch"))
+    dev = _table(state["dev"], DEV_COLUMNS, ("step", "epoch", "gallery", "queries"))
+    names = _dev_domains(inputs.dataset)
+    domains = pa.array([names[i] for i in dev["gallery"].to_pylist()], pa.string())
+    dev = dev.set_column(dev.column_names.index("gallery"), "domain", domains)
+    for name, table in (("history", history), ("dev", dev)):
+        storage.write_table(draft.path(f"{name}.parquet"), table)
+        files.append(file_entry(draft.url, f"{name}.parquet", len(table)))
+    last = history.slice(len(history) - 1).to_pylist()[0]
+    measured = dev.filter(pa.compute.equal(dev["step"], last["step"]))
+    figures: dict[str, Any] = {
+        "steps": last["step"],
+        "loss": last["loss"],
+        "quadruples": inputs.queries,
+        "dev": {m: pa.compute.mean(measured[m]).as_py() for m in MEASURES} if len(measured) else {},
+        "feature_key": inputs.feature_key,
+        "ms_per_step": {part: round(ms, 2) for part, ms in ms_per_step.items()},
+    }
+    weights = {f.path: f.sha256 for f in files if f.path.endswith(".safetensors")}
+    content: dict[str, int | str] = {**weights, "history": rows_hash(history.select(UNTIMED).to_pylist())}
+    version = draft.commit(
+        content_hash=content_hash(content),
+        files=files,
+        parents={
+            "dataset": inputs.dataset.manifest.content_hash,
+            "features": inputs.store.version.manifest.content_hash,
+        },
+        seconds={"train": seconds},
+        figures=figures,
+    )
+    for name in (TRAINED, BEST):
+        storage.remove(draft.path(name))
+    return version
+
+
+def _dev_domains(dataset: Version) -> list[str]:
+    return sorted(set(read_quadruples(dataset, "dev")["domain"].to_pylist()))
+
+
+def _table(values: Any, columns: tuple[str, ...], whole: tuple[str, ...]) -> Any:
+    import pyarrow as pa
+
+    arrays = {name: pa.array(values[:, i].numpy()) for i, name in enumerate(columns)}
+    return pa.table({n: a.cast(pa.int64()) if n in whole else a for n, a in arrays.items()})
+
+
+def _training_error(error: Exception, run_url: str) -> Exception:
+    """The worker's own complaint in one line, where there is one."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "cause", failure)
+        text = " ".join(str(cause).split())
+        return OacirError(
+            f"training failed in worker {rank}: {text[-600:]}; the run is at {run_url}, the same command goes on"
+        )
+    return error
+
+
+class Board:
+    """Where rank 0 says how far training is; lives as an actor beside the workers."""
+
+    def __init__(self) -> None:
+        self.row: dict[str, float] | None = None
+        self.parts: dict[str, float] = {}
+        self.failure = ""
+
+    def post(self, row: dict[str, float]) -> None:
+        """The newest history row."""
+        self.row = row
+
+    def read(self) -> dict[str, float] | None:
+        """The newest history row, if any."""
+        return self.row
+
+    def finish(self, parts: dict[str, float]) -> None:
+        """Seconds by part of the steps."""
+        self.parts = parts
+
+    def fail(self, message: str) -> None:
+        """A problem that trying again would not cure."""
+        self.failure = message
+
+    def result(self) -> tuple[dict[str, float], str]:
+        """Seconds by part, and the problem if there was one."""
+        return self.parts, self.failure
+
+
+class _Watch:
+    """Carries the board's news to the progress line while the driver waits for Ray Train."""
+
+    def __init__(self, board: Any, progress: Progress) -> None:
+        self.board, self.progress = board, progress
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self._read()
+
+    def _watch(self) -> None:
+        while not self.stop.wait(POLL_S):
+            self._read()
+
+    def _read(self) -> None:
+        import ray
+
+        row = ray.get(self.board.read.remote())
+        if row is not None:
+            self.progress.update(int(row["step"]) - self.progress.done, f"loss {row['loss']:.3f}")
