@@ -12,6 +12,7 @@ from torch import Tensor
 from training.losses import info_nce
 from training.metrics import oacir_ranks, recall_at
 from training.model.convert import from_release
+from training.model.packing import layout_of, pad_rows
 from training.model.processing import AdaFocalProcessor
 from training.model.qformer import AttentionMaps, image_memory
 from training.model.regions import patch_mask, transform_box
@@ -70,34 +71,41 @@ def test_patch_masks(golden, case):
 
 def test_target_sets(golden, tokens):
     model = golden.model("scalar")
-    hidden = model.qformer(model.query_tokens, None, None, image_memory(tokens["tgt"], model.vision_norm))
+    hidden = model.qformer(
+        model.query_tokens, None, image_memory(tokens["tgt"], model.vision_norm), read="queries"
+    )
     close(hidden, golden.outputs["target_hidden"], HIDDEN)
     close(model.encode_target(tokens["tgt"]), golden.outputs["target_features"], FEATURE)
+
+
+def check_pass(golden, tokens, model, queries, expected, bias, attention):
+    """Every row of a pass but padded text, which is never computed; then the rows that are read."""
+    mask = golden.inputs["attention_mask"]
+    text = model.embeddings(golden.inputs["input_ids"], mask)
+    image = image_memory(tokens["ref"], model.vision_norm)
+    count = queries.shape[1]
+    rows = model.qformer(queries, text, image, bias, maps=maps_or_none(attention))
+    real = torch.cat([torch.ones(len(mask), count), mask], dim=1).bool()
+    hidden = pad_rows(rows, layout_of(len(mask), count, mask))
+    close(hidden[real], expected[real], HIDDEN)
+    close(model.qformer(queries, text, image, bias, "queries"), expected[:, :count], HIDDEN)
+    close(model.qformer(queries, text, image, bias, "text_cls"), expected[:, count], HIDDEN)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_probe_pass(golden, tokens, attention):
     model = golden.model("scalar")
-    text = model.embeddings(golden.inputs["input_ids"])
-    image = image_memory(tokens["ref"], model.vision_norm)
-    mask, probes = golden.inputs["attention_mask"], model.caam.probe_tokens
-    hidden = model.qformer(probes, text, mask, image, maps=maps_or_none(attention))
-    close(hidden, golden.outputs["scalar.mixed.probe_hidden"], HIDDEN)
-    kept = model.qformer(probes, text, mask, image, rows=slice(0, probes.shape[1]))
-    close(kept, golden.outputs["scalar.mixed.probe_hidden"][:, : probes.shape[1]], HIDDEN)
+    expected = golden.outputs["scalar.mixed.probe_hidden"]
+    check_pass(golden, tokens, model, model.caam.probe_tokens, expected, None, attention)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", MODELS)
 def test_fusion_pass(golden, tokens, name, attention):
-    """Every row of the query pass's last hidden state, with the stored bias."""
     model = golden.model(name)
+    expected = golden.outputs[f"{name}.mixed.fusion_hidden"]
     bias = golden.outputs.get(f"{name}.mixed.attention_bias")
-    text = model.embeddings(golden.inputs["input_ids"])
-    image = image_memory(tokens["ref"], model.vision_norm)
-    mask = golden.inputs["attention_mask"]
-    hidden = model.qformer(model.query_tokens, text, mask, image, bias, maps=maps_or_none(attention))
-    close(hidden, golden.outputs[f"{name}.mixed.fusion_hidden"], HIDDEN)
+    check_pass(golden, tokens, model, model.query_tokens, expected, bias, attention)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

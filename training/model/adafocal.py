@@ -14,7 +14,7 @@ from infra.base.errors import OacirError
 from training.model import vision
 from training.model.caam import ContextualReasoning, Modulator
 from training.model.config import AdaFocalConfig
-from training.model.qformer import AttentionMaps, ImageMemory, QFormer, TextEmbeddings, image_memory
+from training.model.qformer import AttentionMaps, ImageMemory, QFormer, Text, TextEmbeddings, image_memory
 
 QUERY_STD = 0.02
 
@@ -161,18 +161,15 @@ class AdaFocalModel(PreTrainedModel):
             patch_mask: 1 where the box touches a patch [B, N]; a row of zeros means no box, None no box at all.
             maps: filled with the attention weights of the query pass if given.
         """
-        image, text = image_memory(tokens, self.vision_norm), self.embeddings(input_ids)
-        beta = self._modulation(image, text, attention_mask, patch_mask)
+        image, text = image_memory(tokens, self.vision_norm), self.embeddings(input_ids, attention_mask)
+        beta = self._modulation(image, text, patch_mask)
         bias = None if beta is None or patch_mask is None else self._attention_bias(beta, patch_mask)
-        cls_row = self.config.num_query_tokens
-        hidden = self.qformer(
-            self.query_tokens, text, attention_mask, image, bias, slice(cls_row, cls_row + 1), maps
-        )
-        return QueryOutput(F.normalize(self.text_projection(hidden[:, 0]), dim=-1), beta)
+        hidden = self.qformer(self.query_tokens, text, image, bias, "text_cls", maps)
+        return QueryOutput(F.normalize(self.text_projection(hidden), dim=-1), beta)
 
     def encode_target(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, N, D] → M unit vectors per image, [B, M, d]."""
-        hidden = self.qformer(self.query_tokens, None, None, image_memory(tokens, self.vision_norm))
+        hidden = self.qformer(self.query_tokens, None, image_memory(tokens, self.vision_norm), read="queries")
         return F.normalize(self.vision_projection(hidden), dim=-1)
 
     def forward(
@@ -187,17 +184,14 @@ class AdaFocalModel(PreTrainedModel):
         query = self.encode_query(reference_tokens, input_ids, attention_mask, patch_mask)
         return query, self.encode_target(target_tokens)
 
-    def _modulation(
-        self, image: ImageMemory, text: Tensor, attention_mask: Tensor, patch_mask: Tensor | None
-    ) -> Tensor | None:
+    def _modulation(self, image: ImageMemory, text: Text, patch_mask: Tensor | None) -> Tensor | None:
         """β [B, 1 or M]; None where the release leaves the attention alone: β = 0, or no box in the batch."""
         constant = self.config.fixed_beta
         if (self.caam is None and constant == 0) or patch_mask is None or not bool(patch_mask.any()):
             return None
         if self.caam is None:
-            return text.new_full((text.shape[0], 1), constant)
-        probes = self.caam.probe_tokens
-        hidden = self.qformer(probes, text, attention_mask, image, rows=slice(0, probes.shape[1]))
+            return text.rows.new_full((len(patch_mask), 1), constant)
+        hidden = self.qformer(self.caam.probe_tokens, text, image, read="queries")
         beta: Tensor = self.caam.crm(hidden)
         return beta
 

@@ -3,24 +3,28 @@
 Parameter names are those of transformers' `Blip2QFormerModel`, its equal in function. Written out here because AdaFocal
 biases the cross-attention, reads only some rows of the last layer, and trains on CPUs:
 
+- Rows are packed (`packing.py`): padded text costs nothing outside attention.
 - Cross-attention works on the standardised image tokens x̂ themselves. A key is W_k(γ∘x̂ + s) + b, so q·k = x̂·(γ∘W_kᵀq)
   plus a number that is the same for all keys, and the attended value is W_v(γ∘Σpx̂ + Σp s) + Σp b. The projections are
   applied to a handful of queries instead of hundreds of image tokens, x̂ is shared by all layers and passes, and no
   gradient has to flow into it while the tower is frozen.
-- In the last layer only the rows that are read (`rows`) are computed.
+- In the last layer only the rows that are read are computed.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig
 
-PADDED_KEY = -10000.0
-"""Added to the logits of padded text, as BERT does; exp of it is 0 in every float type."""
+from training.model.dropout import Dropout, dropout
+from training.model.packing import Layout, layout_of, pack_rows, pad_rows
+
+Read = Literal["all", "queries", "text_cls"]
+"""Which rows of the last hidden state are wanted."""
 
 
 class ImageMemory(NamedTuple):
@@ -37,6 +41,13 @@ def image_memory(tokens: Tensor, norm: nn.LayerNorm) -> ImageMemory:
     return ImageMemory(standardised, norm.weight, norm.bias)
 
 
+class Text(NamedTuple):
+    """Embedded text without its padding: `rows` [S, H] of all samples in turn; `mask` [B, L], 1 for tokens."""
+
+    rows: Tensor
+    mask: Tensor
+
+
 class TextEmbeddings(nn.Module):
     """Word plus position embedding of text; positions count from 0 at the text's [CLS]."""
 
@@ -47,10 +58,20 @@ class TextEmbeddings(nn.Module):
         )
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Token ids [B, L] → embeddings [B, L, H]."""
-        words: Tensor = self.word_embeddings(input_ids)
-        return words + self.position_embeddings.weight[: input_ids.shape[1]]
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Text:
+        """Token ids and mask [B, L], padded on the right → the tokens' embeddings."""
+        real = attention_mask.bool()
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        return Text(
+            self.word_embeddings(input_ids[real]) + self.position_embeddings(positions[real]), attention_mask
+        )
+
+
+class AttentionMaps(NamedTuple):
+    """Attention weights, one entry per layer that has it: self [B, heads, R, Q + L], cross [B, heads, Q, N]."""
+
+    self_attention: list[Tensor]
+    cross_attention: list[Tensor]
 
 
 class _Projections(nn.Module):
@@ -65,31 +86,51 @@ class _Projections(nn.Module):
         self.key = nn.Linear(key_width, config.hidden_size)
         self.value = nn.Linear(key_width, config.hidden_size)
 
-    def split(self, states: Tensor) -> Tensor:
-        """[B, L, H] → [B, heads, L, H / heads]."""
-        return states.view(*states.shape[:-1], self.heads, self.head_width).transpose(1, 2)
-
-    @property
-    def active_dropout(self) -> float:
-        """Dropout of the attention weights; 0 in eval mode."""
-        return self.dropout if self.training else 0.0
-
 
 class _SelfProjections(_Projections):
-    def forward(self, rows: Tensor, states: Tensor, mask: Tensor | None, maps: list[Tensor] | None) -> Tensor:
-        """Attention of `rows` [B, R, H] to `states` [B, L, H]; `mask` [B, 1, 1, L] is added to the logits."""
-        query, key, value = (
-            self.split(self.query(rows)),
-            self.split(self.key(states)),
-            self.split(self.value(states)),
-        )
-        if maps is None:
-            context = F.scaled_dot_product_attention(query, key, value, mask, self.active_dropout)
+    def forward(self, rows: Tensor, layout: Layout, read: Tensor | None, maps: list[Tensor] | None) -> Tensor:
+        """Attention of the rows to all rows of their sample.
+
+        Args:
+            rows: packed rows [R, H].
+            layout: where they lie.
+            read: rows that ask, the same number per sample [B·r]; None lets all rows ask.
+            maps: receives the weights if given.
+
+        Returns:
+            Packed context [R, H], or [B·r, H].
+        """
+        if read is None:
+            query, key, value = pad_rows(self._project(rows, self.query, self.key, self.value), layout).chunk(
+                3, dim=-1
+            )
         else:
-            logits = query @ key.transpose(-1, -2) * self.head_width**-0.5
+            key, value = pad_rows(self._project(rows, self.key, self.value), layout).chunk(2, dim=-1)
+            query = self.query(rows[read]).view(layout.batch, -1, key.shape[-1])
+        context = self._attend(query, key, value, layout.mask, maps)
+        return pack_rows(context, layout) if read is None else context.flatten(0, 1)
+
+    @staticmethod
+    def _project(rows: Tensor, *parts: nn.Linear) -> Tensor:
+        """Several projections as one product: the rows are read once, their gradient is written once."""
+        return F.linear(rows, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, maps: list[Tensor] | None
+    ) -> Tensor:
+        query, key, value = (
+            part.view(*part.shape[:-1], self.heads, self.head_width).transpose(1, 2)
+            for part in (query, key, value)
+        )
+        active = self.dropout if self.training else 0.0
+        if maps is None and (active == 0 or query.is_cuda):
+            context = F.scaled_dot_product_attention(query, key, value, mask, active)
+        else:  # torch's CPU kernel knows no dropout and falls back to something several times slower than this
+            logits = query * self.head_width**-0.5 @ key.transpose(-1, -2)
             weights = (logits if mask is None else logits + mask).softmax(-1)
-            maps.append(weights)
-            context = F.dropout(weights, self.active_dropout) @ value
+            if maps is not None:
+                maps.append(weights)
+            context = dropout(weights, self.dropout, self.training) @ value
         return context.transpose(1, 2).flatten(2)
 
 
@@ -112,11 +153,11 @@ class _CrossProjections(_Projections):
         weights = (logits + (constant if bias is None else constant + bias)).softmax(-1)
         if maps is not None:
             maps.append(weights)
-        weights = F.dropout(weights, self.active_dropout)
+        weights = dropout(weights, self.dropout, self.training)
         mixed = (weights.flatten(1, 2) @ tokens).view(batch, heads, queries, -1)
         value_weight = (self.value.weight * scale).view(heads, width, -1)
         value_shift = (self.value.weight @ shift + self.value.bias).view(heads, 1, width)
-        if self.active_dropout:
+        if self.training and self.dropout:
             value_shift = value_shift * weights.sum(-1, keepdim=True)  # dropped weights no longer sum to 1
         context = torch.einsum("bhqD,hdD->bhqd", mixed, value_weight) + value_shift
         return context.transpose(1, 2).flatten(2)
@@ -129,7 +170,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: Tensor, residual: Tensor) -> Tensor:
         normed: Tensor = self.LayerNorm(self.dropout(self.dense(states)) + residual)
@@ -142,8 +183,9 @@ class _SelfAttention(nn.Module):
         self.attention = _SelfProjections(config, config.hidden_size)
         self.output = _Residual(config, config.hidden_size)
 
-    def forward(self, rows: Tensor, states: Tensor, mask: Tensor | None, maps: list[Tensor] | None) -> Tensor:
-        attended: Tensor = self.output(self.attention(rows, states, mask, maps), rows)
+    def forward(self, rows: Tensor, layout: Layout, read: Tensor | None, maps: list[Tensor] | None) -> Tensor:
+        context = self.attention(rows, layout, read, maps)
+        attended: Tensor = self.output(context, rows if read is None else rows[read])
         return attended
 
 
@@ -185,36 +227,49 @@ class QFormerLayer(nn.Module):
 
     def forward(
         self,
-        states: Tensor,
-        query_length: int,
-        mask: Tensor | None,
+        rows: Tensor,
+        layout: Layout,
         image: ImageMemory,
         bias: Tensor | None,
-        rows: slice,
+        read: Read,
         maps: AttentionMaps | None,
     ) -> Tensor:
-        """States [B, L, H], queries first → the new states of `rows` [B, R, H]."""
-        first, last, _ = rows.indices(states.shape[1])
-        kept = states if last - first == states.shape[1] else states[:, first:last]
-        attended = self.attention(kept, states, mask, maps.self_attention if maps else None)
-        queries = max(min(query_length, last) - first, 0)
-        parts = []
-        if queries:
-            part = attended[:, :queries]
-            if self.crossattention is not None:
-                part = self.crossattention(part, image, bias, maps.cross_attention if maps else None)
-            parts.append(self.output_query(self.intermediate_query(part), part))
-        if queries < attended.shape[1]:
-            part = attended[:, queries:]
-            parts.append(self.output(self.intermediate(part), part))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        """Packed rows [R, H] → their new states; only those of the queries [B·Q, H] or text [CLS] [B, H] if asked."""
+        queries = layout.batch * layout.queries
+        wanted = None
+        if read == "text_cls":
+            wanted = layout.first_text
+        elif read == "queries" and layout.places is not None:
+            wanted = torch.arange(queries, device=rows.device)
+        attended = self.attention(rows, layout, wanted, maps.self_attention if maps else None)
+        if read == "text_cls":
+            return self._feed_text(attended)
+        if layout.places is None or read == "queries":
+            return self._feed_queries(attended, layout, image, bias, maps)
+        query_rows, text_rows = attended.split([queries, len(attended) - queries])
+        return torch.cat(
+            [self._feed_queries(query_rows, layout, image, bias, maps), self._feed_text(text_rows)]
+        )
 
+    def _feed_text(self, rows: Tensor) -> Tensor:
+        new: Tensor = self.output(self.intermediate(rows), rows)
+        return new
 
-class AttentionMaps(NamedTuple):
-    """Attention weights per layer: self [B, heads, R, L], cross [B, heads, Q, N] (only layers that have it)."""
-
-    self_attention: list[Tensor]
-    cross_attention: list[Tensor]
+    def _feed_queries(
+        self,
+        rows: Tensor,
+        layout: Layout,
+        image: ImageMemory,
+        bias: Tensor | None,
+        maps: AttentionMaps | None,
+    ) -> Tensor:
+        if self.crossattention is not None:
+            states = rows.view(layout.batch, layout.queries, -1)
+            rows = self.crossattention(states, image, bias, maps.cross_attention if maps else None).flatten(
+                0, 1
+            )
+        new: Tensor = self.output_query(self.intermediate_query(rows), rows)
+        return new
 
 
 class QFormerEncoder(nn.Module):
@@ -239,44 +294,38 @@ class QFormer(nn.Module):
                 f"qformer.hidden_act {config.hidden_act!r}: only 'gelu' (the exact form) is built"
             )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.encoder = QFormerEncoder(config)
 
     def forward(
         self,
         queries: Tensor,
-        text: Tensor | None,
-        text_mask: Tensor | None,
+        text: Text | None,
         image: ImageMemory,
         bias: Tensor | None = None,
-        rows: slice = slice(None),
+        read: Read = "all",
         maps: AttentionMaps | None = None,
     ) -> Tensor:
         """One pass.
 
         Args:
             queries: learnable tokens that take the query places, [1, Q, H].
-            text: text embeddings [B, T, H], or None for the queries alone.
-            text_mask: 1 for tokens, 0 for padding, [B, T]; None if nothing is padded.
+            text: embedded text, or None for the queries alone.
             image: what the queries attend to, batch B.
             bias: added to the scaled cross-attention logits in every layer that has them, [B, 1, 1 or Q, N].
-            rows: which rows of the last hidden state to compute, of Q + T, queries first.
+            read: "queries" → [B, Q, H]; "text_cls" → [B, H], the text's first token; "all" → packed rows [R, H].
             maps: filled with the attention weights if given; self-attention then runs without its fused kernel.
 
         Returns:
-            Hidden states of the last layer, [B, R, H].
+            Hidden states of the last layer.
         """
-        batch, length = image.standardised.shape[0], queries.shape[1]
-        states = queries.expand(batch, -1, -1)
-        mask = None
+        batch, count = image.standardised.shape[0], queries.shape[1]
+        layout = layout_of(batch, count, None if text is None else text.mask)
+        rows = queries.expand(batch, -1, -1).flatten(0, 1)
         if text is not None:
-            states = torch.cat([states.to(text.dtype), text], dim=1)
-            if text_mask is not None:
-                padding = (1 - text_mask[:, None, None, :].to(states.dtype)) * PADDED_KEY
-                mask = F.pad(padding, (length, 0))
-        states = self.dropout(self.layernorm(states))
-        layers = self.encoder.layer
-        for index, layer in enumerate(layers):
-            wanted = rows if index == len(layers) - 1 else slice(None)
-            states = layer(states, length, mask, image, bias, wanted, maps)
-        return states
+            rows = torch.cat([rows, text.rows])
+        rows = self.dropout(self.layernorm(rows))
+        last = len(self.encoder.layer) - 1
+        for index, layer in enumerate(self.encoder.layer):
+            rows = layer(rows, layout, image, bias, read if index == last else "all", maps)
+        return rows.view(batch, count, -1) if read == "queries" else rows
