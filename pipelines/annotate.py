@@ -33,14 +33,15 @@ def deal(
     """Deal instances to splits, each by a seeded draw of its name: independent of order and of how work is cut.
 
     Valid instances of a domain are taken in drawn order into test as long as that brings test closer to its share of
-    the domain's pairs; where there are two, each of test and train gets one. Of the training instances `dev_share`
-    (rounded; one, where train keeps another) become dev. Instances that share an image by its bytes move together.
+    the domain's pairs (of those whose reference has a box, where there are any: the others need an annotator that
+    finds boxes); where there are two, each of test and train gets one. Of the training instances `dev_share` (rounded;
+    one, where train keeps another; those with such pairs first) become dev. Instances that share an image by its bytes move together.
 
     Args:
         groups: rows of `records.GROUPS`.
         same_content: pairs of instances that hold a byte-identical image.
         options: shares.
-        gallery_dev_share: share of the reserved instances for the dev galleries.
+        gallery_dev_share: share of the instances without a query of their own for the dev galleries.
         seed: of the draws.
 
     Returns:
@@ -61,8 +62,9 @@ def deal(
     for instance_id, group in sorted(rows.items()):
         reserve = group["state"] == "reserve"
         name = "reserve" if reserve else split[instance_id]
-        gallery = name if name in ("dev", "test") else None
-        if reserve:
+        if name in ("dev", "test"):
+            gallery = name
+        else:
             gallery = "dev" if draw(seed, "reserve", instance_id) < gallery_dev_share * 2**64 else "test"
         dealt.append(
             {
@@ -79,20 +81,20 @@ def deal(
 def _deal_domain(
     blocks: Sequence[Sequence[str]], rows: Mapping[str, Mapping[str, Any]], options: SplitOptions, seed: int
 ) -> list[str]:
-    pairs = [sum(rows[i]["pairs"] for i in block) for block in blocks]
+    count = "boxed" if any(rows[i]["boxed"] for block in blocks for i in block) else "pairs"
+    pairs = [sum(rows[i][count] for i in block) for block in blocks]
     wanted = options.test_share * sum(pairs)
     names = ["train"] * len(blocks)
     have = 0
     for position in sorted(range(len(blocks)), key=lambda b: draw(seed, "test", blocks[b][0])):
-        first = have == 0 and len(blocks) > 1
+        first = have == 0 and pairs[position] > 0
         if names.count("train") > 1 and (first or abs(have + pairs[position] - wanted) < abs(have - wanted)):
             names[position] = "test"
             have += pairs[position]
     training = [b for b, name in enumerate(names) if name == "train"]
     dev = max(round(options.dev_share * len(training)), 1 if options.dev_share else 0)
-    for position in sorted(training, key=lambda b: draw(seed, "dev", blocks[b][0]))[
-        : min(dev, len(training) - 1)
-    ]:
+    drawn = sorted(training, key=lambda b: (pairs[b] == 0, draw(seed, "dev", blocks[b][0])))
+    for position in drawn[: min(dev, len(training) - 1)]:
         names[position] = "dev"
     return names
 
@@ -155,6 +157,7 @@ class AnnotateStage(Stage):
         answers = self._writer.annotate(pairs, self.seed)
         quadruples, rejects = [], []
         counts: dict[str, Counter[str]] = {}
+        owners: set[tuple[str, str, str]] = set()
         for pair, answer in zip(pairs, answers, strict=True):
             verdict = self._judge(pair, answer)
             count = counts.setdefault(pair.domain, Counter())
@@ -164,7 +167,10 @@ class AnnotateStage(Stage):
             else:
                 quadruples.append(_quadruple(pair, verdict))
                 count[f"queries {pair.split}"] += 1
+                owners.add((pair.domain, pair.split, pair.instance_id))
                 count["words"] += len(verdict.text.split())
+        for domain, split, _ in owners:
+            counts[domain][f"instances with queries {split}"] += 1
         refused = Counter(r["reason"] for r in rejects)
         account = Account(
             entity="quadruples", taken_in=len(pairs), kept=len(quadruples), rejected=dict(refused)

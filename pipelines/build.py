@@ -101,6 +101,7 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
     return publish(
         draft,
         records,
+        parents={"world": source.version.manifest.content_hash} if isinstance(source, WorldSource) else {},
         files=[*listed.files, entry],
         hashes={n: int(h, 16) for n, h in listed.hashes.items()} | {"splits": table_hash(splits, "splits")},
         seconds={"listing": listed.seconds},

@@ -66,9 +66,9 @@ class GalleryOptions(Config):
     """What is added to the galleries."""
 
     distractors_per_domain: int = Field(1000, ge=0)
-    """Most images of reserved instances in a domain's test gallery, matched to the queries' categories."""
+    """Most images of instances without queries in a domain's gallery, matched to the queries' categories."""
     dev_share: float = Field(0.2, ge=0.0, lt=1.0)
-    """Share of the reserved instances that go to the dev galleries instead, with as many distractors at most."""
+    """Share of the instances without queries that go to the dev galleries instead, as many distractors at most."""
 
 
 class BuildRecipe(Config):

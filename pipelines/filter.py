@@ -46,6 +46,7 @@ class GroupVerdict:
 def judge_group(
     vectors: NDArray[np.float32],
     image_ids: Sequence[str],
+    boxed: NDArray[np.bool_],
     thresholds: DomainThresholds,
     *,
     max_pairs: int,
@@ -57,11 +58,13 @@ def judge_group(
     2. An image whose cosine to ≥ τ_count others of the group exceeds τ_centric is class-centric and dropped; all
        are judged against the whole group at once. Fewer than τ_valid left: reserve.
     3. Of the ordered pairs of the rest, those with cosine > τ_high are too similar; of the others a seeded sample of
-       `max_pairs` is kept, the same whatever the block size. No pair left: reserve.
+       `max_pairs` is kept, the same whatever the block size. Pairs whose reference has a box come first: for the
+       others an annotator would have to find one. No pair left: reserve.
 
     Args:
         vectors: [n, d] unit descriptors.
         image_ids: [n] their images; the sample depends on them, not on positions.
+        boxed: [n] whether the image has a box.
         thresholds: of the domain.
         max_pairs: most pairs to keep.
         seed: of the sample.
@@ -80,7 +83,7 @@ def judge_group(
         why = f"{len(kept)} of {count} images are not class-centric, tau_valid {thresholds.tau_valid}"
         return _reserve(why, kept, everyone[centric])
     pairs, similarity, near, near_cosine, good = _pairs(
-        vectors[kept], [image_ids[i] for i in kept], thresholds.tau_high, max_pairs, seed
+        vectors[kept], _marks(image_ids, boxed, seed)[kept], thresholds.tau_high, max_pairs
     )
     return GroupVerdict(
         state="valid" if good else "reserve",
@@ -111,9 +114,8 @@ def _cosines(vectors: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.f
 
 
 def _pairs(
-    vectors: NDArray[np.float32], image_ids: Sequence[str], tau_high: float, max_pairs: int, seed: int
+    vectors: NDArray[np.float32], marks: NDArray[np.uint64], tau_high: float, max_pairs: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], int]:
-    marks = np.array([_mark(seed, i) for i in image_ids], np.uint64)
     best = np.zeros((0, 2), np.int64)
     best_cosine, best_rank = np.zeros(0, np.float32), np.zeros(0, np.uint64)
     near, near_cosine = [best], [best_cosine]
@@ -127,7 +129,7 @@ def _pairs(
         near_cosine.append(cosine[similar])
         found = np.argwhere(apart & ~similar)
         good += len(found)
-        rank = _mix(marks[found[:, 0] + rows.start], marks[found[:, 1]])
+        rank = _ranks(marks[found[:, 0] + rows.start], marks[found[:, 1]])
         best = np.concatenate([best, found + np.array([rows.start, 0])])
         best_cosine = np.concatenate([best_cosine, cosine[found[:, 0], found[:, 1]]])
         best_rank = np.concatenate([best_rank, rank])
@@ -137,16 +139,20 @@ def _pairs(
     return best, best_cosine, np.concatenate(near), np.concatenate(near_cosine), good
 
 
-def _mark(seed: int, image_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{image_id}".encode()).digest()[:8])
+def _marks(image_ids: Sequence[str], boxed: NDArray[np.bool_], seed: int) -> NDArray[np.uint64]:
+    """A pseudo-random number for each image, odd if it has a box."""
+    digests = [hashlib.sha256(f"{seed}\0{image_id}".encode()).digest() for image_id in image_ids]
+    marks = np.array([int.from_bytes(d[:8]) for d in digests], np.uint64)
+    return (marks & ~np.uint64(1)) | boxed.astype(np.uint64)
 
 
-def _mix(reference: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A pseudo-random rank of each ordered pair (the finaliser of splitmix64 over both marks)."""
+def _ranks(reference: NDArray[np.uint64], target: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A pseudo-random rank of each ordered pair (splitmix64's finaliser), lower if the reference has a box."""
     x = reference * np.uint64(0x9E3779B97F4A7C15) + target
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> np.uint64(31))) >> np.uint64(1)
+    return x | ((~reference & np.uint64(1)) << np.uint64(63))
 
 
 def pair_id(domain: str, reference_id: str, target_id: str) -> str:
@@ -170,17 +176,26 @@ class FilterStage(Stage):
         """Judge each instance of the part."""
         images, instances = part.tables["_work/images/collected"], part.tables["instances"]
         sheet = _Sheet()
-        descriptors = part.tables["descriptors"]["descriptor"]
         for rows in runs(instances["instance_id"].to_pylist()):
-            first = rows.start
-            image_ids = images["image_id"][rows.start : rows.stop].to_pylist()
-            domain = images["domain"][first].as_py()
-            vectors = np.stack(descriptors[rows.start : rows.stop].to_numpy()).astype(np.float32)
-            verdict = judge_group(
-                vectors, image_ids, self.thresholds.of(domain), max_pairs=self.max_pairs, seed=self.seed
+            here = slice(rows.start, rows.stop)
+            group = _Group(
+                first=rows.start,
+                domain=images["domain"][rows.start].as_py(),
+                instance_id=instances["instance_id"][rows.start].as_py(),
+                category=instances["category"][rows.start].as_py(),
+                image_ids=images["image_id"][here].to_pylist(),
+                boxed=np.array([box is not None for box in instances["box"][here].to_pylist()]),
             )
-            owner = (instances["instance_id"][first].as_py(), instances["category"][first].as_py())
-            sheet.add(verdict, domain, owner, image_ids, first)
+            vectors = np.stack(part.tables["descriptors"]["descriptor"][here].to_numpy()).astype(np.float32)
+            verdict = judge_group(
+                vectors,
+                group.image_ids,
+                group.boxed,
+                self.thresholds.of(group.domain),
+                max_pairs=self.max_pairs,
+                seed=self.seed,
+            )
+            sheet.add(group, verdict)
         return sheet.result(images)
 
 
@@ -188,6 +203,19 @@ def runs(values: Sequence[str]) -> list[range]:
     """The runs of equal neighbours, as ranges of positions."""
     edges = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
     return [range(a, b) for a, b in zip(edges, [*edges[1:], len(values)], strict=True)]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The images of one instance."""
+
+    first: int
+    """Row of the first."""
+    domain: str
+    instance_id: str
+    category: str
+    image_ids: list[str]
+    boxed: NDArray[np.bool_]
 
 
 class _Sheet:
@@ -201,13 +229,11 @@ class _Sheet:
         self.counts: dict[str, Counter[str]] = {}
         self.reserved = 0
 
-    def add(
-        self, verdict: GroupVerdict, domain: str, owner: tuple[str, str], image_ids: list[str], first: int
-    ) -> None:
-        instance_id, category = owner
-        self.kept += [first + int(i) for i in verdict.kept]
+    def add(self, group: _Group, verdict: GroupVerdict) -> None:
+        domain, image_ids = group.domain, group.image_ids
+        self.kept += [group.first + int(i) for i in verdict.kept]
         for (reference, target), cosine in zip(verdict.pairs, verdict.similarity, strict=True):
-            row = {"domain": domain, "instance_id": instance_id, "similarity": cosine}
+            row = {"domain": domain, "instance_id": group.instance_id, "similarity": cosine}
             row |= {"reference_id": image_ids[reference], "target_id": image_ids[target]}
             self.pairs.append(row | {"pair_id": pair_id(domain, image_ids[reference], image_ids[target])})
         for i in verdict.class_centric:
@@ -215,9 +241,10 @@ class _Sheet:
         for (reference, target), cosine in zip(verdict.too_similar, verdict.too_similar_cosine, strict=True):
             key = pair_id(domain, image_ids[reference], image_ids[target])
             self._reject("pairs", key, "too_similar", f"cosine {cosine:.4f}")
-        group = {"instance_id": instance_id, "domain": domain, "category": category, "state": verdict.state}
-        sizes = {"found": len(image_ids), "images": len(verdict.kept), "pairs": len(verdict.pairs)}
-        self.groups.append(group | sizes)
+        row = {"instance_id": group.instance_id, "domain": domain, "category": group.category}
+        row |= {"state": verdict.state, "found": len(image_ids), "images": len(verdict.kept)}
+        row |= {"pairs": len(verdict.pairs), "boxed": int(group.boxed[verdict.pairs[:, 0]].sum())}
+        self.groups.append(row)
         counts = self.counts.setdefault(domain, Counter())
         counts["instances " + verdict.state] += 1
         counts["class-centric images"] += len(verdict.class_centric)

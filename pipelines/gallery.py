@@ -34,35 +34,38 @@ def gallery_hash(image_ids: Iterable[str]) -> str:
 
 @dataclass
 class CandidateStage(Stage):
-    """Reserved instances → the images that may become distractors, at most `limit` of a category for each gallery."""
+    """Instances without a query → images that may become distractors, at most `limit` of a category for each gallery.
+
+    These are the reserved instances, and valid ones of which no pair could be annotated: nothing is trained on them.
+    """
 
     limit: int
     seed: int
     name = "candidates"
-    inputs = ("_work/images/filtered", "instances")
+    inputs = ("_work/images/filtered", "instances", "quadruples")
     shared = ("splits", "_work/twins")
     outputs = ("_work/distractors/candidates",)
     _galleries: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _twins: set[str] = field(default_factory=set, init=False, repr=False)
 
     def setup(self) -> None:
-        """Remember the reserved instances and the images that another instance holds too."""
-        reserve = self.common["splits"].filter(pc.field("split") == "reserve")
+        """Remember the instances' galleries and the images that another instance holds too."""
+        splits = self.common["splits"]
         self._galleries = dict(
-            zip(reserve["instance_id"].to_pylist(), reserve["gallery"].to_pylist(), strict=True)
+            zip(splits["instance_id"].to_pylist(), splits["gallery"].to_pylist(), strict=True)
         )
         self._twins = set(self.common["_work/twins"]["image_id"].to_pylist())
 
     def __call__(self, part: Part) -> StageResult:
-        """Rank the part's reserved images by a seeded draw."""
+        """Rank the part's images by a seeded draw."""
+        busy = set(part.tables["quadruples"]["instance_id"].to_pylist())
         domains = _column(part.tables["_work/images/filtered"], "domain")
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in part.tables["instances"].select(["image_id", "instance_id", "category"]).to_pylist():
             image_id = row["image_id"]
-            split = self._galleries.get(row["instance_id"])
-            if split is None or image_id not in domains or image_id in self._twins:
+            if row["instance_id"] in busy or image_id not in domains or image_id in self._twins:
                 continue
-            place = gallery_id(domains[image_id], split)
+            place = gallery_id(domains[image_id], self._galleries[row["instance_id"]])
             rank = draw(self.seed, "distractor", image_id)
             entry = {"gallery_id": place, "image_id": image_id, "category": row["category"], "rank": rank}
             found.setdefault((place, row["category"]), []).append(entry)

@@ -103,6 +103,7 @@ GROUPS = pa.schema(
         pa.field("found", pa.int32(), nullable=False),  # readable images of the instance
         pa.field("images", pa.int32(), nullable=False),  # of these, images that passed the filter
         pa.field("pairs", pa.int32(), nullable=False),
+        pa.field("boxed", pa.int32(), nullable=False),  # of these, pairs whose reference has a box
     ]
 )
 """What the filter made of the images of one instance."""
@@ -112,7 +113,9 @@ SPLITS = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
         pa.field("category", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train | dev | test | reserve
-        pa.field("gallery", pa.string()),  # dev | test: whose gallery the instance's images may enter
+        pa.field(
+            "gallery", pa.string(), nullable=False
+        ),  # dev | test: where it is a distractor if it has no query
     ]
 )
 DISTRACTORS = pa.schema(

@@ -191,6 +191,7 @@ def publish(
     draft: versions.Draft,
     records: Mapping[str, Sequence[PartRecord]],
     *,
+    parents: Mapping[str, str] | None = None,
     files: Iterable[versions.FileEntry] = (),
     hashes: Mapping[str, int] | None = None,
     seconds: Mapping[str, float] | None = None,
@@ -202,6 +203,7 @@ def publish(
     Args:
         draft: the version.
         records: stage → records of all its parts.
+        parents: role → content hash of the versions it was made from.
         files: of tables that no stage wrote.
         hashes: table → hash of its rows, of the same.
         seconds: of the same; a stage's are those of its workers, summed.
@@ -218,6 +220,7 @@ def publish(
     return draft.commit(
         content_hash=versions.content_hash(content | dict(hashes or {})),
         files=[*made, *files],
+        parents=parents,
         seconds={n: sum(r.seconds for r in parts) for n, parts in records.items()} | dict(seconds or {}),
         accounts=dict(accounts or {}) | {n: sum_accounts(parts) for n, parts in records.items()},
         figures=figures,

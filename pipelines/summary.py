@@ -43,6 +43,7 @@ def domain_figures(
         "images_listed": images,
         "images_used": {s: counts.get(f"images {s}", 0) for s in (*QUERY_SPLITS, "reserve")},
         "instances": {s: instances.get(s, 0) for s in (*QUERY_SPLITS, "reserve")},
+        "instances_with_queries": {s: counts.get(f"instances with queries {s}", 0) for s in QUERY_SPLITS},
         "pairs": counts.get("pairs", 0),
         "queries": queries,
         "mean_words": round(counts.get("words", 0) / total, 2) if total else None,
