@@ -60,7 +60,7 @@ def scaled_with_box(image: Image.Image, box: Sequence[float] | None, side_px: in
     scale = side_px / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.convert("RGB").resize(size, Images.Resampling.LANCZOS)
-    return small if box is None else with_box(small, [v * scale for v in box], max(2, side_px // 110))
+    return small if box is None else with_box(small, [v * scale for v in box], max(3, side_px // 90))
 
 
 def draw_query(

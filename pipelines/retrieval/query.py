@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from pipelines.retrieval.picture import Verdict
+
 Box = tuple[float, float, float, float]
 _NO_STORE = (
     "note: no feature store fits, so {:,} images were encoded for this one query; `oacir embed` keeps them"
@@ -40,6 +42,22 @@ class Answer:
     columns: list[int]
     scores: list[float]
     beta: list[float] | None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The right instance and the target of a query, where they are known."""
+
+    instance_id: str | None
+    target_id: str | None
+
+    def verdict(self, image_id: str, instance_id: str) -> Verdict:
+        """What a ranked image is."""
+        if self.instance_id is None:
+            return "unknown"
+        if image_id == self.target_id:
+            return "target"
+        return "instance" if instance_id == self.instance_id else "other"
 
 
 def query(recipe: QueryRecipe, context: Context) -> Outcome:
@@ -69,6 +87,7 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
     source = images if store is None else StoreTokens(store)
     encoder = Encoder(model, processor, source, recipe.encode_batch_size)
     same = _same_content(dataset, hashlib.sha256(data).hexdigest())
+    truth = _truth(dataset, same, recipe.text)
     answer = ask(
         encoder, images.of_images([image]), image.size, box, recipe.text, gallery, recipe.top_k, same
     )
@@ -83,9 +102,10 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
         for place_, (column, found) in enumerate(zip(answer.columns, answer.scores, strict=True))
     ]
     location = None
+    title = f"{place.name}: {beta_text(answer.beta, box is not None)}"
     if recipe.picture is not None:
         location = storage.absolute(recipe.picture)
-        storage.write_bytes(location, _picture(image, box, recipe.text, ranked, place.name, answer.beta))
+        storage.write_bytes(location, _picture(image, box, recipe.text, ranked, uri_of, truth, title))
     figures = {"gallery": gallery.gallery_id, "images": len(gallery), "beta": answer.beta, "results": ranked}
     where = f"picture: {location}" if location else f"searched {gallery.gallery_id} of {dataset.url}"
     return Outcome(
@@ -202,15 +222,38 @@ def _picture(
     box: Box | None,
     text: str,
     ranked: Sequence[dict[str, Any]],
-    model: str,
-    beta: Sequence[float] | None,
+    uri_of: dict[str, str],
+    truth: Truth,
+    title: str,
 ) -> bytes:
     from pipelines.retrieval.picture import THUMB_PX, Candidate, draw_query
 
     candidates = [
-        Candidate(read_image(r["uri"], THUMB_PX), f"{r['score']:.3f}  {r['instance_id']}") for r in ranked
+        Candidate(
+            read_image(r["uri"], THUMB_PX),
+            f"{r['score']:.3f}  {r['instance_id']}",
+            truth.verdict(r["image_id"], r["instance_id"]),
+        )
+        for r in ranked
     ]
-    title = f"{model}: {beta_text(beta, box is not None)}"
+    target = read_image(uri_of[truth.target_id], THUMB_PX) if truth.target_id in uri_of else None
     stream = io.BytesIO()
-    draw_query(image, box, text, candidates, title=title).save(stream, "PNG", optimize=True)
+    # Pillow's own font has no Greek letters.
+    title = title.replace("β", "beta")
+    draw_query(image, box, text, candidates, target=target, title=title).save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def _truth(dataset: versions.Version, reference_id: str | None, text: str) -> Truth:
+    """What the benchmark knows about a query: the instance of its own images, the target of its own queries."""
+    if reference_id is None:
+        return Truth(None, None)
+    rows = dataset.table(
+        "quadruples", ["reference_id", "instance_id", "modification_text", "target_ids"]
+    ).to_pylist()
+    own = [row for row in rows if row["reference_id"] == reference_id]
+    asked = [row for row in own if row["modification_text"] == text]
+    return Truth(
+        own[0]["instance_id"] if own else None,
+        asked[0]["target_ids"][0] if asked else None,
+    )

@@ -107,7 +107,10 @@ def notes(data: Mapping[str, Any]) -> list[str]:
         said.append(f"too few queries to rank models in {', '.join(few)} (fewer than {FEW_QUERIES})")
     alone = [n for n, d in data["domains"].items() if d["metrics"]["R@1"]["text_only"] is None]
     if alone:
-        said.append(f"no blind baselines in {', '.join(alone)}: they need a second instance with queries")
+        said.append(
+            f"no blind baselines and no interval in {', '.join(alone)}: all queries are of one instance"
+            + ("; the interval over all is too narrow" if len(data["domains"]) > 1 else "")
+        )
     said += [f"domain {name} is absent: {why}" for name, why in data.get("absent", {}).items()]
     return said
 
@@ -151,8 +154,10 @@ def percent(value: float | None) -> str:
     return f"{value:.2f}" if 0 < value < 1 else f"{value:.1f}"
 
 
-def with_interval(measure: Mapping[str, float]) -> str:
-    """A value with its interval: 41.2 (38.0-44.1)."""
+def with_interval(measure: Mapping[str, Any]) -> str:
+    """A value with its interval, where it has one: 41.2 (38.0-44.1)."""
+    if measure["low"] is None:
+        return f"{measure['value']:.1f} (n/a)"
     return f"{measure['value']:.1f} ({measure['low']:.1f}-{measure['high']:.1f})"
 
 
@@ -164,7 +169,11 @@ def _measure(
     values = np.concatenate([hits(metric, r.ranks) for r in results])
     strata = [r.task.domain for r in results for _ in r.task.queries.query_ids]
     clusters = [instance for r in results for instance in r.task.queries.instance_ids]
-    low, high = cluster_bootstrap(values, clusters, samples, seed, strata)
+    low: float | None = None
+    high: float | None = None
+    # One instance resampled is always itself: an interval of no width would claim certainty.
+    if len(results) > 1 or len(set(clusters)) > 1:
+        low, high = cluster_bootstrap(values, clusters, samples, seed, strata)
     low_by_query, high_by_query = cluster_bootstrap(values, None, samples, seed, strata)
     return {
         "value": _macro([hits(metric, r.ranks) for r in results]),

@@ -1,0 +1,247 @@
+"""`oacir report`: one self-contained HTML page that compares evaluations of the same galleries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from infra.base import charts, storage
+from infra.base.command import Context, Outcome
+from infra.base.html import render
+from infra.base.progress import duration
+from infra.base.versions import Version, list_versions
+from pipelines.retrieval.compared import Compared, compare, dataset_of
+from pipelines.retrieval.config import ReportRecipe
+from pipelines.retrieval.examples import SHOWN, cards
+from pipelines.retrieval.summary import AVERAGE, METRICS, percent
+
+HEADLINE = ("R_ID@1", "R@1", "R@5", AVERAGE)
+MARKUP_BYTES = 600_000
+"""What the page holds beside thumbnails, with room to spare."""
+LOSS_POINTS = 400
+
+
+def report(recipe: ReportRecipe, context: Context) -> Outcome:
+    """Write the page.
+
+    Raises:
+        OacirError: the evaluations do not compare, or their benchmark cannot be found.
+    """
+    compared = compare(context.root, recipe.evaluations, recipe.labels)
+    dataset = dataset_of(context.root, compared[0])
+    url = _place(recipe, context)
+    if context.dry_run:
+        return Outcome(
+            f"would write {url}: {len(compared)} models, {recipe.queries} queries of {dataset.url}"
+        )
+    figures = compared[0].figures
+    shown, unreadable = cards(
+        dataset, compared, figures["split"], recipe.queries, recipe.seed, recipe.page_bytes - MARKUP_BYTES
+    )
+    page = render(
+        "report.html.jinja",
+        title=recipe.title,
+        models=[one.label for one in compared],
+        figures=figures,
+        dataset=dataset.manifest,
+        notes=sorted({note for one in compared for note in one.figures["notes"]}),
+        headline_chart=_headline_chart(compared),
+        headline=_headline(compared),
+        by_domain=_by_domain(compared),
+        every=_every_figure(compared),
+        training=_training_charts(compared),
+        beta=_beta_charts(compared),
+        unmodulated=[one.label for one in compared if not one.betas],
+        accounts=dataset.manifest.accounts,
+        seconds=_seconds(context.root, dataset, compared),
+        cards=shown,
+        shown=SHOWN,
+        unreadable=unreadable,
+        seed=recipe.seed,
+        provenance=_provenance(dataset, compared),
+    )
+    data = str(page).encode()
+    storage.write_bytes(url, data)
+    lost = f", {unreadable} images could not be read" if unreadable else ""
+    return Outcome(
+        f"report of {len(compared)} models and {len(shown)} queries, {len(data) / 1e6:.1f} MB{lost}: {url}",
+        url,
+        {"bytes": len(data), "queries": [card["id"] for card in shown], "unreadable": unreadable},
+    )
+
+
+def _place(recipe: ReportRecipe, context: Context) -> str:
+    if context.out is None:
+        return storage.join(storage.absolute(context.root), "reports", f"{recipe.name}.html")
+    out = storage.absolute(context.out)
+    return out if out.endswith((".html", ".htm")) else storage.join(out, f"{recipe.name}.html")
+
+
+def _headline_chart(compared: Sequence[Compared]) -> str:
+    rows = []
+    for metric in HEADLINE:
+        measures = [(one.label, one.figures["overall"]["metrics"][metric]) for one in compared]
+        rows.append((metric, [charts.Interval(n, m["value"], *_interval(m)) for n, m in measures]))
+    return charts.interval_chart("Mean over the domains", rows, x="percent of queries, with 95 % interval")
+
+
+def _headline(compared: Sequence[Compared]) -> dict[str, Any]:
+    """Rows of the first table: every model, then what chance and the blind baselines of each reach."""
+    best = _best(compared, lambda one: one.figures["overall"])
+    rows: list[dict[str, Any]] = []
+    for one in compared:
+        measures = one.figures["overall"]["metrics"]
+        rows.append(
+            {
+                "name": one.label,
+                "kind": "model",
+                "cells": [_cell(measures[m], one.label in best[m]) for m in HEADLINE],
+            }
+        )
+        for kind, words in (("text_only", "text only"), ("reference_only", "reference only")):
+            values = [percent(measures[m][kind]) for m in HEADLINE]
+            rows.append({"name": f"{one.label}, {words}", "kind": "blind", "cells": values})
+    measures = compared[0].figures["overall"]["metrics"]
+    chance = [percent(measures[m]["chance"]) for m in HEADLINE]
+    rows.append({"name": "chance", "kind": "chance", "cells": chance})
+    return {"columns": HEADLINE, "rows": rows}
+
+
+def _by_domain(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    found = []
+    for name, part in compared[0].figures["domains"].items():
+        best = _best(compared, lambda one, name=name: one.figures["domains"][name])
+        rows = [
+            {
+                "name": one.label,
+                "cells": [
+                    _cell(one.figures["domains"][name]["metrics"][m], one.label in best[m]) for m in HEADLINE
+                ],
+                "blind": [
+                    " / ".join(
+                        percent(one.figures["domains"][name]["metrics"][m][kind]) for m in HEADLINE[:2]
+                    )
+                    for kind in ("text_only", "reference_only")
+                ],
+            }
+            for one in compared
+        ]
+        chance = [percent(part["metrics"][m]["chance"]) for m in HEADLINE]
+        found.append({"name": name, "part": part, "rows": rows, "chance": chance})
+    return found
+
+
+def _every_figure(compared: Sequence[Compared]) -> list[dict[str, Any]]:
+    """All metrics with both intervals, per model and domain."""
+    rows = []
+    for one in compared:
+        for where, part in [*one.figures["domains"].items(), ("all (macro)", one.figures["overall"])]:
+            for metric in (*METRICS, AVERAGE):
+                rows.append({"model": one.label, "where": where, "metric": metric, **part["metrics"][metric]})
+    return rows
+
+
+def _training_charts(compared: Sequence[Compared]) -> list[str]:
+    """Loss, β and dev recalls over the steps; models trained by no known run have none."""
+    histories = [(one, history) for one in compared if (history := one.of_run("history"))]
+    loss = [charts.Series(o.label, _thin(h["step"], _smooth(h["loss"]))) for o, h in histories]
+    beta = [
+        charts.Series(
+            o.label, _thin(h["step"], h["beta_mean"]), [b for _, b in _thin(h["step"], h["beta_std"])]
+        )
+        for o, h in histories
+        if o.betas
+    ]
+    found = [
+        charts.line_chart("Training loss (moving average)", loss, x="step", y="InfoNCE, nats"),
+        charts.line_chart("β during training (mean ± standard deviation)", beta, x="step", y="β of a batch"),
+    ]
+    for metric in ("R_ID@1", "R@1", "R@5"):
+        curves = [charts.Series(o.label, _dev(d, metric)) for o in compared if (d := o.of_run("dev"))]
+        chart = charts.line_chart(
+            f"Dev {metric}, mean over the domains", curves, x="step", y="percent", y_from_zero=True
+        )
+        found.append(chart)
+    return [chart for chart in found if chart]
+
+
+def _beta_charts(compared: Sequence[Compared]) -> list[str]:
+    return [
+        charts.histogram(f"β of {one.label} over the queries", one.betas, x="β", y="queries")
+        for one in compared
+        if one.betas
+    ]
+
+
+def _seconds(root: str, dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str, str]]:
+    """Rows (what, stage, time) of every version the page rests on."""
+    rows = [("benchmark", stage, s) for stage, s in dataset.manifest.seconds.items()]
+    stores = {one.evaluation.manifest.parents.get("features") for one in compared}
+    for version in list_versions(root, "features"):
+        if version.manifest.content_hash in stores:
+            rows += [("features", stage, s) for stage, s in version.manifest.seconds.items()]
+    for one in compared:
+        if one.run is not None:
+            rows += [(one.label, stage, s) for stage, s in one.run.manifest.seconds.items()]
+        seconds = one.evaluation.manifest.seconds
+        rows.append((one.label, "evaluate", sum(seconds.values())))
+    return [(what, stage, f"{s:.1f} s" if s < 10 else duration(s)) for what, stage, s in rows]
+
+
+def _provenance(dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str]]:
+    rows = [("benchmark", f"{dataset.manifest.name}, content {dataset.manifest.content_hash}")]
+    rows += [
+        (f"gallery {part['gallery']['id']}", part["gallery"]["hash"])
+        for part in compared[0].figures["domains"].values()
+    ]
+    for one in compared:
+        manifest = one.evaluation.manifest
+        rows.append((one.label, f"model {one.figures['model']['name']}, content {manifest.parents['model']}"))
+        rows.append(
+            (
+                f"evaluation of {one.label}",
+                f"{manifest.name}/{manifest.key}, {manifest.created_at}, code {manifest.code_version}",
+            )
+        )
+    return rows
+
+
+def _best(compared: Sequence[Compared], part: Any) -> dict[str, set[str]]:
+    """Metric → labels of the models with the highest value; nobody is best alone."""
+    best = {}
+    for metric in HEADLINE:
+        values = {one.label: round(part(one)["metrics"][metric]["value"], 1) for one in compared}
+        top = max(values.values())
+        best[metric] = {label for label, v in values.items() if v == top} if len(values) > 1 else set()
+    return best
+
+
+def _cell(measure: dict[str, Any], best: bool) -> dict[str, Any]:
+    interval = "" if measure["low"] is None else f"{measure['low']:.1f} – {measure['high']:.1f}"
+    return {"value": f"{measure['value']:.1f}", "interval": interval, "best": best}
+
+
+def _interval(measure: dict[str, Any]) -> tuple[float, float]:
+    value = measure["value"]
+    return (value, value) if measure["low"] is None else (measure["low"], measure["high"])
+
+
+def _dev(dev: dict[str, list[Any]], metric: str) -> list[tuple[float, float]]:
+    """Mean over the domains at each step that was measured."""
+    by_step: dict[int, list[float]] = {}
+    for step, value in zip(dev["step"], dev[metric], strict=True):
+        by_step.setdefault(step, []).append(value)
+    return [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Moving average over a fiftieth of the run."""
+    window = max(1, len(values) // 50)
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def _thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    """At most LOSS_POINTS of the points, evenly, the last one among them."""
+    points = list(zip(xs, ys, strict=True))
+    step = -(-len(points) // LOSS_POINTS)
+    return points[::-1][::step][::-1]
