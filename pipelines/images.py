@@ -77,7 +77,7 @@ class ImageLimits(Config):
     min_side_px: int = Field(default=16, ge=1)
     """Shortest side an image may have."""
     max_pixels: int = Field(default=64_000_000, ge=1)
-    """Most pixels (width × height); decoding needs 8 to 13 bytes for each at its peak."""
+    """Most pixels (width × height); decoding needs 8 to 16 bytes for each at its peak."""
     max_aspect: float = Field(default=20.0, ge=1.0)
     """Largest ratio of the longer to the shorter side."""
 

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from infra.base.config import load_recipe
 from infra.base.errors import OacirError
+from pipelines.collect import WORKING_SIDE_PX
+from pipelines.config import BuildRecipe
 from pipelines.descriptors import HubDescriber, OfflineDescriber, calibrate, make_describer, phash
 from pipelines.images import ImageLimits, decode
+
+DOMAINS = ("subjects", "grocery", "video", "nyala")
 
 
 def blobs(seed: int, side: int = 96) -> Image.Image:
@@ -110,33 +115,34 @@ def test_describing_small_photos_is_faster_than_decoding_large_ones() -> None:
 
 @pytest.fixture(scope="module")
 def photos(shared_dir: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Image id → descriptor of two domains of real photos."""
+    """Image id → descriptor of the real photos, as the collect stage sees them."""
     root = shared_dir / "data" / "photos"
-    paths = sorted((root / "subjects").rglob("*.jpg")) + sorted((root / "video").rglob("*.jpg"))
-    images = [decode(p.read_bytes(), ImageLimits(), target_px=256).image for p in paths]
+    paths = [p for domain in DOMAINS for p in sorted((root / domain).rglob("*.jpg"))]
+    images = [decode(p.read_bytes(), ImageLimits(), target_px=WORKING_SIDE_PX).image for p in paths]
     vectors = OfflineDescriber().describe(images)
     return {str(p.relative_to(root)): v for p, v in zip(paths, vectors, strict=True)}
 
 
-def test_real_near_duplicates_exceed_the_calibrated_threshold(
-    photos: dict[str, np.ndarray[Any, Any]],
-) -> None:
-    """The thresholds of pipelines/recipes/photos.yaml are the 0.999 quantile over different instances of a domain."""
-    thresholds = {}
-    for domain in ("subjects", "video"):
-        ids = [i for i in photos if i.startswith(domain)]
-        cosines = np.stack([photos[i] for i in ids]) @ np.stack([photos[i] for i in ids]).T
+def test_the_shipped_thresholds_are_the_calibrated_ones(photos: dict[str, np.ndarray[Any, Any]]) -> None:
+    """0.999 quantile over different instances of a domain; what it does to the pairs of one instance."""
+    shipped = load_recipe(BuildRecipe, "photos").thresholds
+    too_similar = {}
+    for domain in DOMAINS:
+        ids = [i for i in photos if i.startswith(f"{domain}/")]
+        vectors = np.stack([photos[i] for i in ids])
+        cosines = vectors @ vectors.T
         owner = np.array([i.rsplit("/", 1)[0] for i in ids])
-        foreign = (owner[:, None] != owner[None, :]) & np.triu(np.ones_like(cosines, dtype=bool), 1)
-        thresholds[domain] = calibrate(cosines[foreign], 0.999)
-        same = (owner[:, None] == owner[None, :]) & np.triu(np.ones_like(cosines, dtype=bool), 1)
-        share = float((cosines[same] > thresholds[domain]).mean())
-        assert (
-            share < 0.1 if domain == "subjects" else share > 0.5
-        )  # frames of one shot are mostly near-duplicates
-    assert thresholds == {"subjects": pytest.approx(0.72, abs=0.02), "video": pytest.approx(0.74, abs=0.02)}
+        once = np.triu(np.ones_like(cosines, dtype=bool), 1)
+        same = owner[:, None] == owner[None, :]
+        assert shipped.of(domain).tau_high == pytest.approx(
+            calibrate(cosines[once & ~same], 0.999), abs=0.011
+        )
+        too_similar[domain] = float((cosines[once & same] > shipped.of(domain).tau_high).mean())
+    assert too_similar["video"] > 0.5  # frames of one shot are mostly near-duplicates
+    assert all(0.0 < too_similar[domain] < 0.1 for domain in ("subjects", "grocery", "nyala"))
     frames = sorted(i for i in photos if i.startswith("video/car-shadow/"))
-    assert all(photos[a] @ photos[b] > thresholds["video"] for a, b in pairwise(frames))
+    assert all(photos[a] @ photos[b] > shipped.of("video").tau_high for a, b in pairwise(frames))
+    assert photos["subjects/dog6/01.jpg"] @ photos["subjects/dog6/02.jpg"] > 0.85  # one scene, seconds apart
 
 
 # --- a named model ---------------------------------------------------------------------------------------------------
