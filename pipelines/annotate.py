@@ -33,9 +33,10 @@ def deal(
     """Deal instances to splits, each by a seeded draw of its name: independent of order and of how work is cut.
 
     Valid instances of a domain are taken in drawn order into test as long as that brings test closer to its share of
-    the domain's pairs (of those whose reference has a box, where there are any: the others need an annotator that
-    finds boxes); where there are two, each of test and train gets one. Of the training instances `dev_share` (rounded;
-    one, where train keeps another; those with such pairs first) become dev. Instances that share an image by its bytes move together.
+    the domain's pairs; where there are two, each of test and train gets one. Of the training instances `dev_share`
+    (rounded; one, where train keeps another) become dev. Instances that share an image by its bytes move together.
+    Where references have boxes, only pairs of those count, and dev takes instances that have some: the others need an
+    annotator that finds boxes.
 
     Args:
         groups: rows of `records.GROUPS`.
@@ -85,12 +86,14 @@ def _deal_domain(
     pairs = [sum(rows[i][count] for i in block) for block in blocks]
     wanted = options.test_share * sum(pairs)
     names = ["train"] * len(blocks)
+    drawn = sorted(range(len(blocks)), key=lambda b: draw(seed, "test", blocks[b][0]))
     have = 0
-    for position in sorted(range(len(blocks)), key=lambda b: draw(seed, "test", blocks[b][0])):
-        first = have == 0 and pairs[position] > 0
-        if names.count("train") > 1 and (first or abs(have + pairs[position] - wanted) < abs(have - wanted)):
-            names[position] = "test"
-            have += pairs[position]
+    for b in drawn:
+        if abs(have + pairs[b] - wanted) < abs(have - wanted) and names.count("train") > 1:
+            names[b] = "test"
+            have += pairs[b]
+    if not have and len(blocks) > 1:  # each is more than twice the share: the smallest with pairs
+        names[min(drawn, key=lambda b: (pairs[b] == 0, pairs[b]))] = "test"
     training = [b for b, name in enumerate(names) if name == "train"]
     dev = max(round(options.dev_share * len(training)), 1 if options.dev_share else 0)
     drawn = sorted(training, key=lambda b: (pairs[b] == 0, draw(seed, "dev", blocks[b][0])))

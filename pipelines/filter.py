@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ class FilterStage(Stage):
 def runs(values: Sequence[str]) -> list[range]:
     """The runs of equal neighbours, as ranges of positions."""
     edges = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
-    return [range(a, b) for a, b in zip(edges, [*edges[1:], len(values)], strict=True)]
+    return [range(a, b) for a, b in itertools.pairwise([*edges, len(values)])]
 
 
 @dataclass(frozen=True)

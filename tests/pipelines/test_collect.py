@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from infra.base import storage
+from infra.base.errors import OacirError
+from pipelines.collect import CollectStage, write_listing
+from pipelines.images import ImageLimits
+from pipelines.records import REASONS, TABLES
+from pipelines.sources.image_folder import ImageFolder, ImageFolderConfig
+from pipelines.stages import Part, StageResult, part_path
+
+
+class Rows:
+    """A source of given rows, in pieces of three."""
+
+    name = "rows"
+
+    def __init__(self, keys: list[tuple[str, str, str]], refused: list[str] = []) -> None:  # noqa: B006 - read only
+        self.keys, self.refused = keys, refused
+
+    def listing(self) -> Iterator[pa.Table]:
+        rows = [
+            {
+                "image_id": image,
+                "domain": domain,
+                "instance_id": instance,
+                "category": "c",
+                "uri": image,
+                "size_bytes": 7,
+                "mark": "",
+            }
+            for domain, instance, image in self.keys
+        ]
+        for start in range(0, len(rows), 3):
+            yield pa.Table.from_pylist(rows[start : start + 3], TABLES["listing"])
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        for key in self.refused:
+            yield {"stage": "collect", "entity": "images", "key": key, "reason": "not_a_file", "detail": "d"}
+
+    def fingerprint(self) -> str:
+        return "f"
+
+
+def keys(sizes: dict[str, int]) -> list[tuple[str, str, str]]:
+    return [("d", f"d/{name}", f"d/{name}/{n}") for name, size in sizes.items() for n in range(size)]
+
+
+def test_parts_are_runs_of_whole_instances(tmp_path: Path) -> None:
+    listed = write_listing(Rows(keys({"a": 2, "b": 5, "c": 1, "d": 4}), ["d/x.jpg"]), str(tmp_path), 4)
+    parts = [
+        storage.read_table(str(tmp_path / part_path("listing", n)))["instance_id"].to_pylist()
+        for n in range(listed.parts)
+    ]
+    assert parts == [["d/a"] * 2 + ["d/b"] * 5, ["d/c"] + ["d/d"] * 4]
+    assert (listed.images, listed.instances, listed.size_bytes) == (12, 4, 84)
+    (account,) = listed.accounts()
+    assert (account.check().taken_in, account.kept, account.rejected) == (13, 12, {"not_a_file": 1})
+
+
+def test_listing_is_written_once_and_keeps_its_parts(tmp_path: Path) -> None:
+    source = Rows(keys({"a": 3, "b": 3, "c": 3}))
+    first = write_listing(source, str(tmp_path), 3)
+    assert (first.parts, write_listing(source, str(tmp_path), 100)) == (3, first)
+
+
+def test_listing_hash_does_not_depend_on_the_parts(tmp_path: Path) -> None:
+    source = Rows(keys({"a": 3, "b": 3, "c": 3}))
+    few, many = (write_listing(source, str(tmp_path / str(n)), n) for n in (100, 1))
+    assert (few.parts, many.parts) == (1, 3)
+    assert few.hashes == many.hashes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [keys({"b": 1, "a": 1}), [*keys({"a": 1}), *keys({"a": 1})], [("d", "d/a", "2"), ("d", "d/a", "1")]],
+)
+def test_a_listing_out_of_order_is_refused(tmp_path: Path, wrong: list[tuple[str, str, str]]) -> None:
+    with pytest.raises(OacirError, match="twice or out of order"):
+        write_listing(Rows(wrong), str(tmp_path), 4)
+
+
+def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OacirError, match=r"holds no image; refused: \{'not_a_file': 1\}; check source.root"):
+        write_listing(Rows([], ["d/x.jpg"]), str(tmp_path), 4)
+
+
+def collect(root: Path, limits: ImageLimits | None = None) -> StageResult:
+    stage = CollectStage(limits or ImageLimits(), None)
+    stage.setup()
+    listing = pa.concat_tables(ImageFolder(ImageFolderConfig(root=str(root))).listing())
+    return stage(Part(0, {"listing": listing}))
+
+
+def test_what_is_found_in_an_image(tmp_path: Path, photo_folder: Any) -> None:
+    root = photo_folder(domains=("toys",), instances=1, images=2)
+    result = collect(root)
+    path = root / "toys" / "thing-00" / "1.jpg"
+    (row,) = [r for r in result.tables["_work/images/collected"].to_pylist() if r["uri"] == str(path)]
+    assert row["image_id"] == "toys/thing-00/1.jpg"
+    assert (row["width"], row["height"], row["split"]) == (64, 64, None)
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert result.tables["instances"]["box"].to_pylist() == [[8, 8, 28, 24], [8, 8, 32, 24]]
+    vectors = np.stack(result.tables["descriptors"]["descriptor"].to_numpy())
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], abs=1e-5)
+    assert result.tables["measures"]["aspect"].to_pylist() == [1.0, 1.0]
+    ids = [t["image_id"].to_pylist() for n, t in result.tables.items() if not n.startswith("rejects")]
+    assert all(i == ids[0] for i in ids)
+
+
+def test_boxes_turn_with_the_image_and_measures_see_them_at_the_decoded_size(tmp_path: Path) -> None:
+    # stored 400 x 300 with orientation 6 (turn by 90° clockwise): upright 300 x 400
+    folder = tmp_path / "d" / "i"
+    folder.mkdir(parents=True)
+    stored = Image.new("RGB", (1200, 900), "green")
+    stored.paste((255, 0, 0), (0, 0, 1200, 800))  # the box: all but the lowest ninth, which is green
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(folder / "a.jpg", exif=exif)
+    (tmp_path / "boxes.csv").write_text("image_path,x,y,w,h\nd/i/a.jpg,0,0,1200,800\n")
+    tables = collect(tmp_path).tables
+    (image,) = tables["_work/images/collected"].to_pylist()
+    assert (image["width"], image["height"]) == (900, 1200)
+    assert tables["instances"]["box"].to_pylist() == [[100, 0, 900, 1200]]
+    assert tables["measures"]["background"].to_pylist() == ["green"]
+
+
+def test_second_copy_within_an_instance_is_rejected_in_another_instance_kept(photo_folder: Any) -> None:
+    root = photo_folder(domains=("toys",), instances=2, images=2)
+    data = (root / "toys/thing-00/0.jpg").read_bytes()
+    (root / "toys/thing-00/copy.jpg").write_bytes(data)
+    (root / "toys/thing-01/copy.jpg").write_bytes(data)
+    result = collect(root)
+    (reject,) = result.tables["rejects/collect"].to_pylist()
+    assert (reject["key"], reject["reason"]) == ("toys/thing-00/copy.jpg", "duplicate_content")
+    assert reject["detail"] == "same bytes as toys/thing-00/0.jpg"
+    assert "toys/thing-01/copy.jpg" in result.tables["instances"]["image_id"].to_pylist()
+
+
+def test_an_instance_without_a_readable_image_is_rejected_too(photo_folder: Any) -> None:
+    root = photo_folder(domains=("toys",), instances=1, images=2)
+    (root / "toys/broken").mkdir()
+    (root / "toys/broken/a.jpg").write_bytes(b"no image")
+    (root / "toys/gone").mkdir()
+    (root / "toys/gone/a.jpg").write_bytes(b"gone before it is read")
+    listing = pa.concat_tables(ImageFolder(ImageFolderConfig(root=str(root))).listing())
+    (root / "toys/gone/a.jpg").unlink()
+    stage = CollectStage(ImageLimits(), None)
+    stage.setup()
+    result = stage(Part(0, {"listing": listing}))
+    rejects = {r["key"]: r["reason"] for r in result.tables["rejects/collect"].to_pylist()}
+    assert rejects == {
+        "toys/broken/a.jpg": "not_an_image",
+        "toys/gone/a.jpg": "unreadable",
+        "toys/broken": "too_few_images",
+        "toys/gone": "too_few_images",
+    }
+    images, instances = (a.check() for a in result.accounts)
+    assert (images.taken_in, images.kept) == (4, 2)
+    assert (instances.taken_in, instances.kept, instances.rejected) == (3, 1, {"too_few_images": 2})
+
+
+def test_a_part_without_one_readable_image_gives_empty_tables(tmp_path: Path) -> None:
+    (tmp_path / "d/i").mkdir(parents=True)
+    (tmp_path / "d/i/a.jpg").write_bytes(b"")
+    result = collect(tmp_path)
+    assert [len(result.tables[n]) for n in ("_work/images/collected", "descriptors", "measures")] == [0, 0, 0]
+
+
+def test_every_nasty_file_is_taken_or_refused_with_a_reason(shared_dir: Path, tmp_path: Path) -> None:
+    nasty = shared_dir / "data" / "nasty"
+    expected = json.loads((nasty / "expected.json").read_text())["files"]
+    shutil.copytree(nasty, tmp_path / "d" / "nasty")
+    source = ImageFolder(ImageFolderConfig(root=str(tmp_path)))
+    result = collect(tmp_path)
+    kept = {
+        Path(r["image_id"]).name: (r["width"], r["height"])
+        for r in result.tables["_work/images/collected"].to_pylist()
+    }
+    refused = {
+        Path(r["key"]).name: r["reason"]
+        for r in [*source.rejects(), *result.tables["rejects/collect"].to_pylist()]
+        if r["entity"] == "images"
+    }
+    assert refused.pop("expected.json") == "unsupported_format"
+    assert kept.keys() | refused.keys() == expected.keys()
+    assert not kept.keys() & refused.keys()
+    assert set(refused.values()) <= REASONS
+    for name, what in expected.items():
+        if what["action"] == "load" and name in kept:
+            assert kept[name] == (what["width"], what["height"]), name
+        elif what["action"] == "load":
+            assert refused[name] == what.get("may_reject", "duplicate_content"), name
+        elif what["action"] == "reject":
+            assert refused[name] == what["reason"], name

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.gallery import CandidateStage, GalleryStage, choose_distractors, gallery_hash
+from pipelines.records import TABLES, conform
+from pipelines.stages import Part
+
+
+def candidates(place: str, sizes: dict[str, int], first: int = 0) -> pa.Table:
+    """`sizes` images of each category; ranks rise with the number in the name."""
+    rows = [
+        {"gallery_id": place, "image_id": f"{category}{n}", "category": category, "rank": first + n}
+        for category, size in sizes.items()
+        for n in range(size)
+    ]
+    return pa.Table.from_pylist(rows, TABLES["distractors"])
+
+
+def chosen(*args: Any) -> list[str]:
+    return [r["image_id"] for r in choose_distractors(*args)[0]]
+
+
+def test_distractors_follow_the_queries_categories() -> None:
+    queries = {"d/test": {"a": 60, "b": 30, "c": 10}}
+    table = candidates("d/test", {"a": 50, "b": 50, "c": 50, "x": 50})
+    rows, figures = choose_distractors([table], queries, 10)
+    names = [r["image_id"] for r in rows]
+    # six, three and one; the lowest ranks of each
+    assert sorted(names) == ["a0", "a1", "a2", "a3", "a4", "a5", "b0", "b1", "b2", "c0"]
+    assert figures == {"d/test": {"matched": 10, "other": 0}}
+
+
+def test_largest_remainders_get_the_rest() -> None:
+    # shares of 10: 3.33, 3.33, 3.33: the first by name gets the tenth
+    queries = {"d/test": {"a": 1, "b": 1, "c": 1}}
+    table = candidates("d/test", {"a": 9, "b": 9, "c": 9})
+    names = chosen([table], queries, 10)
+    assert [sum(n.startswith(c) for n in names) for c in "abc"] == [4, 3, 3]
+
+
+def test_what_a_category_cannot_fill_goes_to_the_queries_others_then_to_any() -> None:
+    queries = {"d/test": {"a": 5, "b": 5}}
+    table = candidates("d/test", {"a": 2, "b": 6, "x": 9})
+    rows, figures = choose_distractors([table], queries, 10)
+    # five and five wanted: two of a, all six of b, then the two lowest of x
+    assert sorted(r["image_id"] for r in rows) == ["a0", "a1", *(f"b{n}" for n in range(6)), "x0", "x1"]
+    assert figures == {"d/test": {"matched": 8, "other": 2}}
+
+
+def test_galleries_without_queries_get_no_distractor() -> None:
+    tables = [candidates("d/dev", {"a": 3}), candidates("e/test", {"a": 3})]
+    rows, figures = choose_distractors(tables, {"d/dev": {"a": 1}}, 2)
+    assert {r["gallery_id"] for r in rows} == {"d/dev"}
+    assert set(figures) == {"d/dev"}
+
+
+@given(
+    st.permutations(range(5)),
+    st.integers(0, 12),
+    st.dictionaries(st.sampled_from("ab"), st.integers(1, 9), min_size=1),
+)
+def test_the_order_of_parts_does_not_matter(order: list[int], limit: int, queries: dict[str, int]) -> None:
+    tables = [candidates("d/test", {"a": 2, "b": 1, "x": 1}, first=7 * n) for n in range(5)]
+    for n, table in enumerate(tables):
+        ids = [f"{i}-{n}" for i in table["image_id"].to_pylist()]
+        tables[n] = table.set_column(1, table.schema.field("image_id"), pa.array(ids))
+    straight = choose_distractors(tables, {"d/test": queries}, limit)
+    assert choose_distractors([tables[n] for n in order], {"d/test": queries}, limit) == straight
+    assert len(straight[0]) == min(limit, 20)
+
+
+def part() -> Part:
+    """a: test instance with a query 0 → 1, image 2 unused; t: training; r: reserve; u: valid without a query."""
+    names = ["d/a/0", "d/a/1", "d/a/2", "d/r/0", "d/r/1", "d/t/0", "d/t/1", "d/u/0"]
+    images = [{"image_id": n, "domain": "d", "uri": n, "width": 1, "height": 1, "sha256": n} for n in names]
+    instances = [{"image_id": n, "instance_id": n[:3], "category": n[2]} for n in [*names, "d/a/dropped"]]
+    quadruples = [
+        {
+            "query_id": f"q{instance}", "domain": "d", "split": split, "instance_id": f"d/{instance}",
+            "category": instance, "reference_id": f"d/{instance}/0", "reference_box": [0, 0, 1, 1],
+            "modification_text": "t", "target_ids": [f"d/{instance}/1"], "provenance": {"annotator": "x"},
+        }
+        for instance, split in (("a", "test"), ("t", "train"))
+    ]  # fmt: skip
+    return Part(
+        0,
+        {
+            "_work/images/filtered": conform(pa.Table.from_pylist(images), "images"),
+            "instances": pa.Table.from_pylist(instances, TABLES["instances"]),
+            "quadruples": pa.Table.from_pylist(quadruples, TABLES["quadruples"]),
+        },
+    )
+
+
+def test_candidates_are_images_of_instances_without_a_query() -> None:
+    stage = CandidateStage(limit=5, seed=0)
+    splits = [
+        ("d/a", "test", "test"),
+        ("d/r", "reserve", "dev"),
+        ("d/t", "train", "dev"),
+        ("d/u", "train", "test"),
+    ]
+    rows = [
+        {"instance_id": i, "domain": "d", "category": "c", "split": s, "gallery": g} for i, s, g in splits
+    ]
+    stage.common = {
+        "splits": pa.Table.from_pylist(rows, TABLES["splits"]),
+        "_work/twins": pa.table({"image_id": ["d/r/1"]}),
+    }
+    stage.setup()
+    found = stage(part()).tables["_work/distractors/candidates"].to_pylist()
+    # r/1 has a byte-identical twin elsewhere, so it may not be a wrong answer
+    assert {(r["gallery_id"], r["image_id"]) for r in found} == {("d/dev", "d/r/0"), ("d/test", "d/u/0")}
+
+
+def test_gallery_holds_references_targets_and_distractors_and_images_know_their_split() -> None:
+    stage = GalleryStage()
+    rows = [{"gallery_id": "d/dev", "image_id": "d/r/0", "category": "r", "rank": 0}]
+    stage.common = {"_work/distractors/chosen": pa.Table.from_pylist(rows, TABLES["distractors"])}
+    stage.setup()
+    result = stage(part())
+    gallery = [
+        (r["gallery_id"], r["split"], r["image_id"], r["is_distractor"])
+        for r in result.tables["gallery"].to_pylist()
+    ]
+    assert gallery == [
+        ("d/test", "test", "d/a/0", False),
+        ("d/test", "test", "d/a/1", False),
+        ("d/dev", "dev", "d/r/0", True),
+    ]
+    used = {r["image_id"]: r["split"] for r in result.tables["images"].to_pylist()}
+    assert used == {
+        "d/a/0": "test", "d/a/1": "test", "d/r/0": "reserve", "d/t/0": "train", "d/t/1": "train"
+    }  # fmt: skip
+    (account,) = (a.check() for a in result.accounts)
+    assert (account.taken_in, account.kept, account.not_sampled) == (8, 5, 3)
+
+
+def test_gallery_hash_is_over_the_sorted_names() -> None:
+    assert gallery_hash(["b", "a"]) == hashlib.sha256(b"a\nb\n").hexdigest()
