@@ -110,7 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(call: Call) -> int:
     from infra.base.command import Context
     from infra.base.config import load_recipe
+    from infra.base.ray_session import quiet
 
+    if not call.debug:
+        quiet()
     recipe_class, function = _verb(call.verb).load()
     recipe = load_recipe(recipe_class, call.config, call.overrides)
     logging.basicConfig(

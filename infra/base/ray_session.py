@@ -13,10 +13,20 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+"""What keeps Ray and transformers from speaking over our own progress; a user's own setting wins."""
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 LOCAL_OBJECT_STORE_BYTES = 768 << 20
+
+
+def quiet() -> None:
+    """Keep Ray's and transformers' own chatter off the terminal; has its effect before they are imported."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
 
 
 def connect(cpus: int | None = None, address: str | None = None) -> None:
@@ -30,8 +40,7 @@ def connect(cpus: int | None = None, address: str | None = None) -> None:
 
     if ray.is_initialized():
         return
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    quiet()
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if where == "local":
