@@ -36,7 +36,9 @@ class Interval:
 
 
 def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_zero: bool = False) -> Markup:
-    """Curves over a common x axis. Points that are not finite are left out.
+    """Curves over a common x axis; the n-th series has the n-th colour, also where others have no points.
+
+    Points that are not finite are left out.
 
     Returns:
         SVG markup, safe to place in a page; empty when no series has two points.
@@ -76,8 +78,10 @@ def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_z
     )
 
 
-def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int = 30) -> Markup:
-    """Counts of finite values in equal bins.
+def histogram(
+    title: str, values: Sequence[float], *, x: str, y: str, bins: int = 30, colour: int = 0
+) -> Markup:
+    """Counts of finite values in equal bins, in the colour of the series with that number.
 
     Returns:
         SVG markup, empty without values.
@@ -113,6 +117,7 @@ def histogram(title: str, values: Sequence[float], *, x: str, y: str, bins: int 
         x_marks=[(frame.x(v), label(v)) for v in ticks(low, high, inside=True)],
         y_marks=[(frame.y(v), label(v)) for v in y_ticks],
         bars=bars,
+        colour=colour % SERIES_COLOURS,
     )
 
 

@@ -142,33 +142,37 @@ def _every_figure(compared: Sequence[Compared]) -> list[dict[str, Any]]:
 
 
 def _training_charts(compared: Sequence[Compared]) -> list[str]:
-    """Loss, β and dev recalls over the steps; models trained by no known run have none."""
-    histories = [(one, history) for one in compared if (history := one.of_run("history"))]
-    loss = [charts.Series(o.label, _thin(h["step"], _smooth(h["loss"]))) for o, h in histories]
-    beta = [
-        charts.Series(
-            o.label, _thin(h["step"], h["beta_mean"]), [b for _, b in _thin(h["step"], h["beta_std"])]
-        )
-        for o, h in histories
-        if o.betas
-    ]
+    """Loss, β and dev recalls over the steps. A model without such a table keeps its colour and has no curve."""
+    loss, beta = [], []
+    for one in compared:
+        history = one.of_run("history") or {}
+        steps = history.get("step", [])
+        loss.append(charts.Series(one.label, _thin(steps, _smooth(history.get("loss", [])))))
+        modulated = bool(one.betas and history)
+        points = _thin(steps, history["beta_mean"]) if modulated else []
+        spread = [y for _, y in _thin(steps, history["beta_std"])] if modulated else []
+        beta.append(charts.Series(one.label, points, spread))
     found = [
         charts.line_chart("Training loss (moving average)", loss, x="step", y="InfoNCE, nats"),
-        charts.line_chart("β during training (mean ± standard deviation)", beta, x="step", y="β of a batch"),
+        charts.line_chart(
+            "β during training (mean ± standard deviation)",
+            beta,
+            x="step",
+            y="β of a batch",
+            y_from_zero=True,
+        ),
     ]
     for metric in ("R_ID@1", "R@1", "R@5"):
-        curves = [charts.Series(o.label, _dev(d, metric)) for o in compared if (d := o.of_run("dev"))]
-        chart = charts.line_chart(
-            f"Dev {metric}, mean over the domains", curves, x="step", y="percent", y_from_zero=True
-        )
-        found.append(chart)
+        curves = [charts.Series(one.label, _dev(one.of_run("dev") or {}, metric)) for one in compared]
+        title = f"Dev {metric}, mean over the domains"
+        found.append(charts.line_chart(title, curves, x="step", y="percent", y_from_zero=True))
     return [chart for chart in found if chart]
 
 
 def _beta_charts(compared: Sequence[Compared]) -> list[str]:
     return [
-        charts.histogram(f"β of {one.label} over the queries", one.betas, x="β", y="queries")
-        for one in compared
+        charts.histogram(f"β of {one.label} over the queries", one.betas, x="β", y="queries", colour=i)
+        for i, one in enumerate(compared)
         if one.betas
     ]
 
@@ -207,12 +211,12 @@ def _provenance(dataset: Version, compared: Sequence[Compared]) -> list[tuple[st
 
 
 def _best(compared: Sequence[Compared], part: Any) -> dict[str, set[str]]:
-    """Metric → labels of the models with the highest value; nobody is best alone."""
+    """Metric → labels of the models with the highest value; nobody is best where all are equal."""
     best = {}
     for metric in HEADLINE:
         values = {one.label: round(part(one)["metrics"][metric]["value"], 1) for one in compared}
         top = max(values.values())
-        best[metric] = {label for label, v in values.items() if v == top} if len(values) > 1 else set()
+        best[metric] = {label for label, v in values.items() if v == top and min(values.values()) < top}
     return best
 
 
@@ -229,7 +233,7 @@ def _interval(measure: dict[str, Any]) -> tuple[float, float]:
 def _dev(dev: dict[str, list[Any]], metric: str) -> list[tuple[float, float]]:
     """Mean over the domains at each step that was measured."""
     by_step: dict[int, list[float]] = {}
-    for step, value in zip(dev["step"], dev[metric], strict=True):
+    for step, value in zip(dev.get("step", []), dev.get(metric, []), strict=True):
         by_step.setdefault(step, []).append(value)
     return [(step, sum(values) / len(values)) for step, values in sorted(by_step.items())]
 

@@ -36,6 +36,14 @@ class Made(Config):
     by: str = "a test"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """These tensors are tiny: threads only wait for each other, the more so beside other test processes."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def make_root() -> Callable[..., Context]:
     """Makes a root in a folder; `change` may alter the quadruples and gallery rows before they are stored."""
@@ -116,7 +124,9 @@ def _benchmark(root: str, change: Callable[[list[Any], list[Any]], None] | None)
                         "provenance": {"annotator": "test"},
                     }
                 )
-    stated = {f"{d}/test": _gallery_hash(g for g in gallery if g["gallery_id"] == f"{d}/test") for d in DOMAINS}
+    stated = {
+        f"{d}/test": _gallery_hash(g for g in gallery if g["gallery_id"] == f"{d}/test") for d in DOMAINS
+    }
     if change is not None:
         change(quadruples, gallery)
     tables = {"images": images, "instances": instances, "quadruples": quadruples, "gallery": gallery}
@@ -125,7 +135,9 @@ def _benchmark(root: str, change: Callable[[list[Any], list[Any]], None] | None)
         table = conform(pa.Table.from_pylist(rows), name)
         storage.write_table(draft.path(name, "part-00000.parquet"), table)
         files.append(versions.file_entry(draft.url, f"{name}/part-00000.parquet", len(table)))
-        hashes[name] = versions.rows_hash(table.drop_columns(["uri"]).to_pylist() if name == "images" else rows)
+        hashes[name] = versions.rows_hash(
+            table.drop_columns(["uri"]).to_pylist() if name == "images" else rows
+        )
     account = Account(
         entity="images", taken_in=len(images) + 3, kept=len(images), rejected={"truncated": 2, "too_small": 1}
     )
@@ -137,7 +149,10 @@ def _benchmark(root: str, change: Callable[[list[Any], list[Any]], None] | None)
         figures={
             "domains": {
                 **{d: {"queries": {"test": TEST_INSTANCES * SCENES}} for d in DOMAINS},
-                "landmark": {"queries": {"train": 0, "dev": 0, "test": 0}, "why_no_query": "no image could be read"},
+                "landmark": {
+                    "queries": {"train": 0, "dev": 0, "test": 0},
+                    "why_no_query": "no image could be read",
+                },
             },
             "galleries": {place: {"sha256": found} for place, found in stated.items()},
         },
