@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from PIL import Image
 
-JPEG_LEVELS = ((152, 80), (132, 76), (112, 72), (96, 68), (80, 62), (64, 55))
+JPEG_LEVELS = ((152, 80), (132, 76), (112, 72), (96, 68), (80, 62), (64, 55), (48, 50))
 """Longest side in pixels and JPEG quality of thumbnails, from generous to frugal (see `thumbnail_level`)."""
 
 

@@ -84,7 +84,7 @@ class ReportRecipe(Config):
     seed: int = 0
     """Seed of the draw."""
     page_bytes: Annotated[int, Field(ge=200_000)] = 5_000_000
-    """Largest size of the page; thumbnails shrink to fit."""
+    """Largest size of the page; thumbnails shrink to fit, down to 48 px."""
 
     @model_validator(mode="after")
     def _one_label_each(self) -> Self:

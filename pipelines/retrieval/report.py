@@ -16,8 +16,8 @@ from pipelines.retrieval.examples import SHOWN, cards
 from pipelines.retrieval.summary import AVERAGE, METRICS, percent
 
 HEADLINE = ("R_ID@1", "R@1", "R@5", AVERAGE)
-MARKUP_BYTES = 600_000
-"""What the page holds beside thumbnails, with room to spare."""
+MARKUP_BYTES, MARKUP_BYTES_PER_IMAGE = 100_000, 250
+"""What the page holds beside the images, and around each of them; with room to spare."""
 LOSS_POINTS = 400
 
 
@@ -35,9 +35,9 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
             f"would write {url}: {len(compared)} models, {recipe.queries} queries of {dataset.url}"
         )
     figures = compared[0].figures
-    shown, unreadable = cards(
-        dataset, compared, figures["split"], recipe.queries, recipe.seed, recipe.page_bytes - MARKUP_BYTES
-    )
+    images = recipe.queries * (2 + SHOWN * len(compared))
+    budget = recipe.page_bytes - MARKUP_BYTES - images * MARKUP_BYTES_PER_IMAGE
+    shown, unreadable = cards(dataset, compared, figures["split"], recipe.queries, recipe.seed, budget)
     page = render(
         "report.html.jinja",
         title=recipe.title,
