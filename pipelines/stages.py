@@ -310,7 +310,7 @@ def _stream(
     from infra.base.ray_session import connect, data_workers
 
     connect()
-    size = workers or data_workers()
+    size = min(workers or data_workers(), len(pending))
     done = {name: frozenset(found) for name, found in records.items()}
     runner = _Runner(uuid.uuid4().hex, stages, version_url, done)
     gpus = max(stage.gpus for stage in stages)

@@ -9,6 +9,7 @@ from infra.base.versions import Manifest
 from pipelines.config import DomainThresholds
 
 QUERY_SPLITS = ("train", "dev", "test")
+STAGES = ("listing", "collect", "filter", "annotate", "gallery")
 
 
 def thresholds_line(thresholds: DomainThresholds) -> str:
@@ -86,12 +87,12 @@ def _why(
 
 def details_of(manifest: Manifest) -> Iterator[str]:
     """Lines for people: accounts of each stage, then figures of each domain and gallery."""
-    for stage, accounts in manifest.accounts.items():
-        for account in accounts:
+    for stage in STAGES:
+        for account in manifest.accounts[stage]:
             yield f"{stage}: {account.line()}"
     for domain, f in manifest.figures["domains"].items():
-        queries = " + ".join(f"{n:,} {s}" for s, n in f["queries"].items())
-        things = " + ".join(f"{n:,} {s}" for s, n in f["instances"].items())
+        queries = " + ".join(f"{f['queries'][s]:,} {s}" for s in QUERY_SPLITS)
+        things = " + ".join(f"{f['instances'][s]:,} {s}" for s in (*QUERY_SPLITS, "reserve"))
         words = f", {f['mean_words']:.1f} words a text" if f["mean_words"] else ""
         yield f"{domain}: {f['images_listed']:,} images, instances {things}, queries {queries}{words}"
         if "why_no_query" in f:
