@@ -85,10 +85,10 @@ class CheckpointWriter:
         self._under_way = self._pool.submit(self._write, step, copies)
 
     def wait(self) -> None:
-        """Wait until nothing is under way."""
-        if self._under_way is not None:
-            self._under_way.result()
-            self._under_way = None
+        """Wait until nothing is under way; raises what the writing raised."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
 
     def close(self) -> None:
         """Finish what is under way and end the thread."""

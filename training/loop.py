@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ class Loop:
         self.sampler = Sampler(len(queries), self.training.batch_size, self.training.seed)
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.precision = torch.bfloat16 if self.training.precision == "bfloat16" else torch.float32
-        self.engine = _engine(ContrastiveTask(model, self.precision), job.recipe)
+        self.engine = make_engine(ContrastiveTask(model, self.precision), job.recipe)
         self.writer = CheckpointWriter(
             job.run_url, self.rank, self.world_size, self.training.checkpoints_kept
         )
@@ -289,12 +290,26 @@ class Loop:
         storage.write_bytes(storage.join(self.job.run_url, name), save(trained))
 
 
-def _engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
-    """The DeepSpeed engine; initialised on the process group that Ray Train made."""
-    import deepspeed
+def import_deepspeed() -> Any:
+    """DeepSpeed without what it would do on the side in every worker."""
+    # its autotuner, not used here, imports mlflow where it finds it: 1.3 s and 100 MB
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    # Left to itself it probes compilers and then compiles a shared-memory collective (94 s, needs g++) that gloo never
+    # calls. With torch's AdamW no compiled operator of DeepSpeed is used.
+    deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
 
-    # Otherwise DeepSpeed compiles a shared-memory collective on first use (94 s, needs g++) that gloo never calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+def make_engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
+    """The DeepSpeed engine; initialised on the process group that Ray Train made."""
+    deepspeed = import_deepspeed()
     for parameter in task.parameters():
         if (
             parameter.dim() == 0

@@ -1,0 +1,115 @@
+"""Embedding: every used content once, shards that resume, the tower's own tokens, the right images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from small_benchmark import write_benchmark
+
+from infra.base import storage
+from infra.base.command import Context
+from infra.base.errors import OacirError, VersionError
+from infra.base.versions import Version
+from pipelines.embed import embed
+from training.config import TrainRecipe
+from training.export import build_model, build_processor
+from training.features import FeatureStore
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Version:
+    return write_benchmark(tmp_path_factory.mktemp("embed"), identities=6, domains=("a",))
+
+
+def context(benchmark: Version, name: str = "root", **changes: object) -> Context:
+    return Context(root=str(Path(benchmark.url).parents[2] / name), **changes)
+
+
+def recipe(benchmark: Version, **changes: object) -> TrainRecipe:
+    sections = {"embed": {"images_per_shard": 10, "batch_size": 4, "workers": 1}, **changes}
+    return TrainRecipe.model_validate({"dataset": benchmark.url, **sections})
+
+
+def test_tokens_are_the_towers_own(ray_session: None, benchmark: Version) -> None:
+    ours = recipe(benchmark)
+    outcome = embed(ours, context(benchmark))
+    assert outcome.figures["forwards"] == 24
+    assert outcome.location is not None
+    store = FeatureStore.open(outcome.location)
+    images = benchmark.table("images").to_pylist()
+    assert len(store) == len({i["sha256"] for i in images}) == 24
+
+    model = build_model(ours.model)
+    processor = build_processor(ours.model, model.config, lambda: ["a"])
+    for image in images[::7]:
+        pixels = processor.pixels([Image.open(image["uri"])])
+        expected = model.encode_pixels(pixels).to(torch.bfloat16).float()
+        assert torch.allclose(store.tokens(store.rows([image["image_id"]])), expected, rtol=2e-2, atol=1e-2)
+
+    before = {p: p.stat().st_mtime_ns for p in Path(outcome.location).rglob("*") if p.is_file()}
+    again = embed(ours, context(benchmark))
+    assert again.message.startswith("nothing to do")
+    assert before == {p: p.stat().st_mtime_ns for p in Path(outcome.location).rglob("*") if p.is_file()}
+
+    # another modulation has the same tower: one store serves both models
+    beta0 = recipe(benchmark, model={"modulation": "none"})
+    assert embed(beta0, context(benchmark)).location == outcome.location
+
+
+def test_a_killed_run_goes_on_with_the_missing_shards(ray_session: None, benchmark: Version) -> None:
+    whole = embed(recipe(benchmark), context(benchmark, "whole")).location
+    assert whole is not None
+    hashes = FeatureStore.open(whole).version.manifest.content_hash
+    # what a kill leaves: no manifest, one shard of three missing, one in mid-write under a temporary name
+    (Path(whole) / "manifest.json").unlink()
+    (Path(whole) / "index.parquet").unlink()
+    lost = sorted(Path(whole).glob("shards/*.bin"))[1]
+    lost.rename(lost.with_name(f".{lost.name}.0123abcd.tmp"))
+    kept = {p: p.stat().st_mtime_ns for p in Path(whole).glob("shards/0*.bin")}
+    with pytest.raises(VersionError, match="unfinished"):
+        FeatureStore.open(whole)
+    outcome = embed(recipe(benchmark), context(benchmark, "whole"))
+    assert "(2 of 3 shards from an earlier run)" in outcome.message
+    assert all(p.stat().st_mtime_ns == mark for p, mark in kept.items())
+    assert FeatureStore.open(whole).version.manifest.content_hash == hashes
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(benchmark: Version) -> None:
+    outcome = embed(recipe(benchmark), context(benchmark, "dry", dry_run=True))
+    assert outcome.figures["forwards"] == 24
+    assert outcome.figures["bytes"] == 24 * 101 * 96 * 2
+    assert not Path(context(benchmark, "dry").root).exists()
+
+
+def test_equal_bytes_are_embedded_once(tmp_path: Path) -> None:
+    benchmark = write_benchmark(tmp_path, identities=6, domains=("a",))
+    table = storage.read_table(benchmark.path("images.parquet"))
+    rows = table.to_pylist()
+    rows[1] |= {"uri": rows[0]["uri"], "sha256": rows[0]["sha256"]}
+    storage.write_table(benchmark.path("images.parquet"), pa.Table.from_pylist(rows, schema=table.schema))
+    outcome = embed(recipe(benchmark), Context(root=str(tmp_path), dry_run=True))
+    assert (outcome.figures["images"], outcome.figures["forwards"]) == (24, 23)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [("changed", r"red\.png: changed since the benchmark was built"), ("gone", r"red\.png: cannot be read")],
+)
+def test_an_image_that_is_not_the_benchmarks_stops_the_work_in_one_line(
+    ray_session: None, tmp_path: Path, damage: str, told: str
+) -> None:
+    benchmark = write_benchmark(tmp_path, identities=6, domains=("a",))
+    victim = next(Path(benchmark.url).glob("photos/a/*/red.png"))
+    if damage == "changed":
+        victim.write_bytes(victim.read_bytes() + b"more")
+    else:
+        victim.unlink()
+    with pytest.raises(OacirError, match=told) as caught:
+        embed(recipe(benchmark), Context(root=str(tmp_path)))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infra.base.errors import OacirError
+from tests.training.model.conftest import small_config, small_model
+from training.model.adafocal import AdaFocalModel
+from training.model.qformer import AttentionMaps
+
+
+def query(model, batch, **changes):
+    return model.encode_query(**{**batch, **changes})
+
+
+@pytest.mark.parametrize("modulation", ["scalar", "vector", "fixed"])
+def test_shapes_and_unit_length(batch, modulation):
+    model = small_model(modulation=modulation, fixed_beta=2.0 if modulation == "fixed" else 0.0)
+    output, targets = model(
+        batch["tokens"], batch["tokens"], batch["input_ids"], batch["attention_mask"], batch["patch_mask"]
+    )
+    assert output.embedding.shape == (4, 12)
+    assert output.beta.shape == ((4, 5) if modulation == "vector" else (4, 1))
+    assert targets.shape == (4, 5, 12)
+    torch.testing.assert_close(output.embedding.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(targets.norm(dim=-1), torch.ones(4, 5))
+
+
+def test_no_modulation_is_fixed_zero_bit_for_bit(batch):
+    none, zero = small_model(modulation="none"), small_model(modulation="fixed", fixed_beta=0.0)
+    for model in (none, zero):
+        assert query(model, batch).beta is None
+    assert torch.equal(query(none, batch).embedding, query(zero, batch).embedding)
+    assert [n for n, _ in none.named_parameters()] == [n for n, _ in zero.named_parameters()]
+    for model in (none.train(), zero.train()):
+        torch.manual_seed(0)
+        query(model, batch).embedding.sum().backward()
+    for a, b in zip(none.parameters(), zero.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("modulation", ["scalar", "vector"])
+def test_a_sample_does_not_depend_on_its_batch(batch, modulation):
+    """Texts of other lengths, and neighbours with or without a box, change nothing beyond rounding."""
+    model = small_model(modulation=modulation)
+    together = query(model, batch)
+    for row, length in enumerate((4, 9, 6, 9)):
+        single = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        for name in ("input_ids", "attention_mask"):
+            single[name] = single[name][:, :length]
+        alone = query(model, single)
+        torch.testing.assert_close(alone.embedding[0], together.embedding[row], atol=2e-6, rtol=0)
+        if alone.beta is not None:
+            torch.testing.assert_close(alone.beta[0], together.beta[row], atol=2e-6, rtol=0)
+        assert (alone.beta is None) == (row == 2)  # the third has no box: no CAAM, zero bias
+
+
+def test_a_batch_without_boxes_skips_the_modulator(batch):
+    model, plain = small_model(), small_model(modulation="none")
+    expected = query(plain, batch)
+    for mask in (torch.zeros_like(batch["patch_mask"]), None):
+        output = query(model, batch, patch_mask=mask)
+        assert output.beta is None
+        assert torch.equal(output.embedding, expected.embedding)
+    output.embedding.sum().backward()
+    assert all(p.grad is None for p in model.caam.parameters())
+
+
+def test_beta_moves_attention_into_the_box(batch):
+    """Share of cross-attention inside the box: rises with β, is untouched between patches of a full-image box."""
+    shares, maps = [], {}
+    for beta in (0.0, 1.0, 4.0):
+        maps[beta] = AttentionMaps([], [])
+        model = small_model(modulation="fixed", fixed_beta=beta)
+        model.encode_query(**batch, maps=maps[beta])
+        first = maps[beta].cross_attention[0]  # [B, heads, M, N]
+        shares.append((first * batch["patch_mask"][:, None, None, :]).sum(-1))
+    for row in (0, 1):
+        assert torch.all(shares[0][row] < shares[1][row])
+        assert torch.all(shares[1][row] < shares[2][row])
+    torch.testing.assert_close(shares[2][2], shares[0][2])  # no box
+    before, after = (maps[beta].cross_attention[0][3, :, :, 1:] for beta in (0.0, 4.0))
+    torch.testing.assert_close(before / before.sum(-1, keepdim=True), after / after.sum(-1, keepdim=True))
+
+
+def test_paper_bias_is_the_released_one_divided_by_the_root_of_the_head_width(batch):
+    released = small_model(modulation="fixed", fixed_beta=1.5)
+    paper = small_model(modulation="fixed", fixed_beta=1.5 * 8**0.5, bias_scale="paper")  # head width 32 / 4
+    torch.testing.assert_close(
+        query(released, batch).embedding, query(paper, batch).embedding, atol=1e-6, rtol=0
+    )
+    unscaled = small_model(modulation="fixed", fixed_beta=1.5 * 8**0.5)
+    assert (query(unscaled, batch).embedding - query(released, batch).embedding).abs().max() > 1e-3
+
+
+def test_seed_decides_and_modulations_share_the_rest():
+    first, again, other = small_model(3), small_model(3), small_model(4)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert first.tower_state_hash() != other.tower_state_hash()
+    plain = small_model(3, modulation="none")
+    assert plain.tower_state_hash() == first.tower_state_hash()
+    shared = dict(first.named_parameters())
+    assert all(torch.equal(p, shared[name]) for name, p in plain.named_parameters())
+    bare = small_model(3, with_tower=False)
+    assert all(torch.equal(p, shared[name]) for name, p in bare.named_parameters())
+
+
+def test_trainable_parameters_are_everything_but_the_tower():
+    model = small_model()
+    groups = model.trainable_parameters()
+    names = {id(p): name for name, p in model.named_parameters()}
+    caam, rest = ({names[id(p)] for p in groups[key]} for key in ("caam", "rest"))
+    assert caam == {name for name in names.values() if name.startswith("caam.")}
+    assert rest == {n for n in names.values() if not n.startswith(("caam.", "vision_model."))}
+    assert {"temp", "vision_norm.weight", "query_tokens"} <= rest
+    frozen = small_model(trainable_queries=False)
+    assert not any(p is frozen.query_tokens for p in frozen.trainable_parameters()["rest"])
+    assert small_model(modulation="none").trainable_parameters()["caam"] == []
+
+
+def test_every_trained_parameter_gets_a_gradient(batch):
+    model = small_model()
+    output, targets = model(
+        batch["tokens"], batch["tokens"], batch["input_ids"], batch["attention_mask"], batch["patch_mask"]
+    )
+    ((output.embedding @ targets.flatten(0, 1).T).square().sum() / model.temperature).backward()
+    for group in model.trainable_parameters().values():
+        assert all(p.grad is not None for p in group)
+
+
+def test_the_tower_never_trains():
+    model = small_model().train()
+    assert model.qformer.training
+    assert not model.tower.training
+    assert not any(p.requires_grad for p in model.tower.parameters())
+    pixels = torch.randn(2, 3, 28, 28)
+    assert not model.encode_pixels(pixels).requires_grad
+
+
+def test_save_and_load(batch, tmp_path):
+    model = small_model(7, modulation="vector")
+    model.save_pretrained(tmp_path)
+    loaded = AdaFocalModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    assert loaded.tower_state_hash() == model.tower_state_hash()
+    assert torch.equal(query(loaded, batch).embedding, query(model, batch).embedding)
+    pixels = torch.randn(2, 3, 28, 28)
+    assert torch.equal(loaded.encode_pixels(pixels), model.encode_pixels(pixels))
+
+
+def test_train_without_the_tower_then_export_everything(batch, tmp_path):
+    full = small_model(7)
+    full.save_pretrained(tmp_path / "full")
+    bare = AdaFocalModel.from_pretrained(tmp_path / "full", with_tower=False)
+    assert torch.equal(query(bare, batch).embedding, query(full, batch).embedding)
+    with pytest.raises(OacirError, match="built without its image tower"):
+        bare.tower_state_hash()
+    bare.save_pretrained(tmp_path / "bare")
+    with pytest.raises(OacirError, match="weights are missing, first vision_model"):
+        AdaFocalModel.from_pretrained(tmp_path / "bare")
+    bare.attach_tower(full.tower)
+    bare.save_pretrained(tmp_path / "exported")
+    again = AdaFocalModel.from_pretrained(tmp_path / "exported")
+    assert again.tower_state_hash() == full.tower_state_hash()
+
+
+def test_vit_g_without_its_tower_has_the_published_size():
+    """Q-Former 161.8 M with its text embeddings and query tokens, cross-attention keys and values 1408 wide."""
+    with torch.device("meta"):
+        model = AdaFocalModel(small_config().__class__(), with_tower=False)
+    qformer = sum(p.numel() for part in (model.qformer, model.embeddings) for p in part.parameters())
+    assert qformer / 1e6 == pytest.approx(185.6, abs=1.0)

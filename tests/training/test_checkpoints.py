@@ -1,0 +1,111 @@
+"""Checkpoints of all ranks: a step counts when every part lies there, early ones lie close, old ones go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.base.errors import OacirError
+from training import checkpoints
+from training.checkpoints import CheckpointWriter, is_due
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((3,), value), "step": torch.tensor(value)}
+
+
+def save(run: Path, step: int, world_size: int = 2, ranks: tuple[int, ...] = (0, 1), kept: int = 2) -> None:
+    for rank in ranks:
+        writer = CheckpointWriter(str(run), rank, world_size, kept)
+        writer.save(step, state(step + rank / 10))
+        writer.close()
+
+
+@pytest.mark.parametrize("longest", [50, 500])
+def test_a_kill_at_any_step_repeats_at_most_a_twentieth_and_never_more_than_the_longest_distance(
+    longest: int,
+) -> None:
+    last, repeated = 0, 0.0
+    for step in range(1, 20_001):
+        if is_due(step, last, longest):
+            last = step
+        repeated = max(repeated, (step - last) / step)
+        assert step - last < longest
+    assert repeated <= 0.05
+
+
+def test_checkpoints_grow_rare() -> None:
+    last, written = 0, 0
+    for step in range(1, 20_001):
+        if is_due(step, last, 500):
+            last, written = step, written + 1
+    assert written < 200
+
+
+def test_a_step_is_complete_when_every_rank_has_written(tmp_path: Path) -> None:
+    assert checkpoints.complete_steps(str(tmp_path)) == []
+    save(tmp_path, 3)
+    save(tmp_path, 4, ranks=(0,))
+    assert checkpoints.complete_steps(str(tmp_path)) == [3]
+    save(tmp_path, 4, ranks=(1,))
+    assert checkpoints.complete_steps(str(tmp_path)) == [3, 4]
+
+
+def test_parts_of_different_worker_counts_do_not_complete_each_other(tmp_path: Path) -> None:
+    save(tmp_path, 3, world_size=2, ranks=(0,))
+    save(tmp_path, 3, world_size=4, ranks=(1, 2))
+    assert checkpoints.complete_steps(str(tmp_path)) == []
+
+
+def test_each_rank_reads_its_own_part_bit_for_bit(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    for rank in (0, 1):
+        found = checkpoints.load(str(tmp_path), 7, rank, 2)
+        assert {k: v.tolist() for k, v in found.items()} == {
+            k: v.tolist() for k, v in state(7 + rank / 10).items()
+        }
+
+
+def test_old_complete_steps_go_and_an_incomplete_one_never_displaces_them(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step, ranks=(1, 0))
+    assert checkpoints.complete_steps(str(tmp_path)) == [2, 3]
+    save(tmp_path, 4, ranks=(0,))
+    assert checkpoints.complete_steps(str(tmp_path)) == [2, 3]
+
+
+def test_the_state_is_copied_before_training_goes_on(tmp_path: Path) -> None:
+    writer = CheckpointWriter(str(tmp_path), 0, 1, 2)
+    tensors = state(1.0)
+    writer.save(1, tensors)
+    tensors["weights"].add_(100)
+    writer.close()
+    assert checkpoints.load(str(tmp_path), 1, 0, 1)["weights"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_failed_write_is_told(tmp_path: Path) -> None:
+    (tmp_path / checkpoints.FOLDER).write_text("in the way")
+    writer = CheckpointWriter(str(tmp_path), 0, 1, 2)
+    writer.save(1, state(1.0))
+    with pytest.raises(OSError, match=r"(?i)not a directory|exists"):
+        writer.wait()
+    writer.close()
+
+
+def test_a_damaged_part_is_told_with_its_place(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    part = tmp_path / "checkpoints" / "step-00000002" / "rank-1-of-2.safetensors"
+    part.write_bytes(part.read_bytes()[:20])
+    with pytest.raises(OacirError, match=r"rank-1-of-2\.safetensors: damaged"):
+        checkpoints.load(str(tmp_path), 2, 1, 2)
+
+
+def test_whole_numbers_and_float32_survive_as_rows() -> None:
+    loss = float(torch.tensor(1 / 3, dtype=torch.float32))
+    rows = [(19_860.0, loss), (2.0**40, float("nan"))]
+    back = checkpoints.as_tensor(rows, 2).tolist()
+    assert back[0] == [19_860.0, loss]
+    assert back[1][0] == 2.0**40
+    assert checkpoints.as_tensor([], 5).shape == (0, 5)

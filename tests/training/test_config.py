@@ -1,0 +1,89 @@
+"""Recipes of training: every shipped one loads, wrong ones say all that is wrong, a run's key sees what matters."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from infra.base.config import load_recipe
+from infra.base.errors import RecipeError
+from training.config import TrainRecipe
+
+SHIPPED = sorted(Path(str(resources.files("training"))).glob("recipes/*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    recipe = load_recipe(TrainRecipe, str(path))
+    assert recipe.scaling.workers >= 2
+    assert recipe.scaling.zero_stage == 2
+
+
+def test_the_shipped_recipes_are_the_announced_ones() -> None:
+    assert {p.stem for p in SHIPPED} >= {"tiny", "tiny_beta0", "adafocal_vit_g", "baseline_vit_g"}
+
+
+def test_vit_g_has_the_papers_values() -> None:
+    recipe = load_recipe(TrainRecipe, "adafocal_vit_g")
+    training = recipe.training
+    assert (recipe.model.preset, recipe.model.modulation) == ("vit_g", "scalar")
+    assert (training.epochs, training.batch_size) == (20, 128)
+    assert (training.caam_learning_rate, training.learning_rate) == (1e-4, 1e-5)
+    assert (training.betas, training.weight_decay) == ((0.9, 0.98), 0.05)
+
+
+def test_a_baseline_differs_from_its_parent_in_name_and_modulation_only() -> None:
+    for child, parent in (("tiny_beta0", "tiny"), ("baseline_vit_g", "adafocal_vit_g")):
+        ours, theirs = (load_recipe(TrainRecipe, name).model_dump() for name in (child, parent))
+        assert ours["model"].pop("modulation") == "none"
+        assert theirs["model"].pop("modulation") == "scalar"
+        assert ours.pop("name") != theirs.pop("name")
+        assert ours == theirs
+
+
+def test_all_problems_of_a_recipe_are_told_together() -> None:
+    wrong = [("training.batch_size", "1"), ("model.modulation", "matrix"), ("scaling.zero_stage", "7")]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(TrainRecipe, "tiny", wrong)
+    assert len(caught.value.problems) == 3
+    for key, _ in wrong:
+        assert any(key in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([("model.fixed_beta", "2")], "fixed_beta"),
+        ([("training.select", "best_on_dev"), ("training.dev_every_epochs", "null")], "dev_every_epochs"),
+    ],
+)
+def test_settings_without_effect_are_refused(overrides: list[tuple[str, str]], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(TrainRecipe, "tiny", overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("name", "other", True),
+        ("dataset", "/elsewhere/world", True),
+        ("training.checkpoint_every_steps", "7", True),
+        ("scaling.cpus_per_worker", "2", True),
+        ("embed.images_per_shard", "64", True),
+        ("training.learning_rate", "0.5", False),
+        ("training.seed", "1", False),
+        ("model.modulation", "vector", False),
+        ("scaling.workers", "4", False),
+    ],
+)
+def test_a_runs_key_depends_on_what_decides_over_its_result(key: str, value: str, same: bool) -> None:
+    plain, changed = (load_recipe(TrainRecipe, "tiny", o) for o in ([], [(key, value)]))
+    assert (plain.identity("data", "features") == changed.identity("data", "features")) is same
+
+
+def test_a_runs_key_depends_on_data_and_features() -> None:
+    recipe = load_recipe(TrainRecipe, "tiny")
+    keys = {recipe.identity(data, features) for data in "ab" for features in "cd"}
+    assert len(keys) == 4

@@ -1,0 +1,213 @@
+"""Negatives from all workers: on 1, 2 and 4 real processes the gradient is the one of a single process.
+
+The processes are forked, so they need no import of their own; each talks gloo on loopback.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training import distributed
+from training import task as task_module
+from training.config import TrainRecipe
+from training.data import Batch
+from training.distributed import gather_rows, share
+from training.losses import info_nce
+from training.model.adafocal import AdaFocalModel, random_model
+from training.model.config import preset
+from training.scoring import max_over_set
+from training.task import ContrastiveTask
+
+ROWS = 11
+"""Not divisible by 2 or 4: shares differ by a row."""
+Gradients = dict[str, Tensor]
+
+
+def small_model(dtype: torch.dtype) -> AdaFocalModel:
+    """One layer, every kind of parameter; eval mode, because masks of dropout would differ between world sizes."""
+    sizes = {
+        "vision_config.hidden_size": 16, "vision_config.num_attention_heads": 2, "vision_config.image_size": 28,
+        "qformer.hidden_size": 16, "qformer.num_attention_heads": 2, "qformer.num_hidden_layers": 2,
+        "qformer.intermediate_size": 16, "qformer.vocab_size": 20, "num_query_tokens": 3, "num_probe_tokens": 2,
+        "embed_dim": 8, "crm_heads": 2, "crm_layers": 1, "crm_feedforward": 16, "beta_hidden": 8,
+    }  # fmt: skip
+    return random_model(preset("tiny", **sizes), seed=1, with_tower=False).to(dtype).eval()
+
+
+def global_batch(dtype: torch.dtype) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randn(2, ROWS, 17, 16, generator=generator, dtype=dtype)
+    mask = torch.ones(ROWS, 6, dtype=torch.long)
+    mask[::2, 4:] = 0
+    regions = (torch.rand(ROWS, 17, generator=generator) > 0.5).to(dtype)
+    ids = torch.randint(5, 20, (ROWS, 6), generator=generator)
+    return Batch(tokens[0], tokens[1], ids, mask, regions, ROWS)
+
+
+def part(batch: Batch, rank: int, world_size: int) -> Batch:
+    start, end = share(ROWS, rank, world_size)
+    return Batch(*(t[start:end] for t in batch[:-1]), total=ROWS)
+
+
+def reference_gradients(dtype: torch.dtype) -> tuple[float, Gradients]:
+    """One process, plain InfoNCE over the whole batch; no code of the distributed path."""
+    model, batch = small_model(dtype), global_batch(dtype)
+    query, targets = model(*batch[:-1])
+    loss = info_nce(max_over_set(query.embedding, targets), model.temp, torch.arange(ROWS))
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def on_processes(world_size: int, work: Callable[[int], Any]) -> Any:
+    """What rank 0's `work` returns, with all ranks in one gloo group."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.pt"
+
+        def run(rank: int) -> None:
+            torch.set_num_threads(1)
+            os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{folder}/meet",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=60),
+            )
+            found = work(rank)
+            if rank == 0:
+                torch.save(found, out)
+            dist.barrier()
+            dist.destroy_process_group()
+
+        processes = [context.Process(target=run, args=(rank,)) for rank in range(world_size)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout=120)
+            if process.is_alive():
+                process.kill()
+        assert [p.exitcode for p in processes] == [0] * world_size
+        return torch.load(out, weights_only=True)
+
+
+def averaged_gradients(world_size: int) -> tuple[float, Gradients]:
+    """Loss and gradients as data parallelism gets them: each worker its own part, then the mean over workers."""
+
+    def work(rank: int) -> tuple[float, Gradients]:
+        model = small_model(torch.float64)
+        output = ContrastiveTask(model)(part(global_batch(torch.float64), rank, world_size))
+        output.objective.backward()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world_size
+        loss = output.loss_sum.clone()
+        dist.all_reduce(loss)
+        return loss.item() / ROWS, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    found: tuple[float, Gradients] = on_processes(world_size, work)
+    return found
+
+
+def largest_relative_error(found: Gradients, expected: Gradients) -> float:
+    """Over the parameters whose gradient is more than rounding (biases of keys have none, for one)."""
+    assert found.keys() == expected.keys()
+    errors = {n: float((found[n] - expected[n]).norm() / expected[n].norm()) for n in expected}
+    judged = [error for n, error in errors.items() if expected[n].norm() > 1e-12]
+    assert len(judged) > len(expected) / 3
+    return max(judged)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_loss_and_gradient_are_those_of_one_process(world_size: int) -> None:
+    loss, expected = reference_gradients(torch.float64)
+    found_loss, found = averaged_gradients(world_size)
+    assert found_loss == pytest.approx(loss, abs=1e-12)
+    assert largest_relative_error(found, expected) <= 1e-9
+
+
+class LocalOnly(torch.autograd.Function):
+    """The usual mistake: each worker differentiates its own block and drops what others have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, count: int) -> Tensor:
+        ctx.bounds = share(count, dist.get_rank(), dist.get_world_size())
+        with torch.no_grad():
+            return gather_rows(rows, count).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0][ctx.bounds[0] : ctx.bounds[1]], None
+
+
+def test_a_gather_that_is_differentiable_in_its_own_block_only_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(task_module, "gather_rows", LocalOnly.apply)
+    loss, expected = reference_gradients(torch.float64)
+    found_loss, found = averaged_gradients(2)
+    assert found_loss == pytest.approx(loss, abs=1e-12)  # the loss alone would not tell
+    assert largest_relative_error(found, expected) > 0.01
+
+
+def test_a_missing_world_size_factor_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ContrastiveTask.forward
+
+    def without_factor(self: ContrastiveTask, batch: Batch) -> task_module.StepOutput:
+        output = right(self, batch)
+        return output._replace(objective=output.objective / dist.get_world_size())
+
+    monkeypatch.setattr(ContrastiveTask, "forward", without_factor)
+    _, expected = reference_gradients(torch.float64)
+    _, found = averaged_gradients(2)
+    assert largest_relative_error(found, expected) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("world_size", "stage"), [(2, 2), (4, 1)])
+def test_deepspeed_takes_the_mean_that_the_loss_expects(world_size: int, stage: int) -> None:
+    """The real engine: gradients as ZeRO hands them to the optimizer."""
+    from training.loop import import_deepspeed, make_engine
+
+    import_deepspeed()  # before the fork, so that no child has to
+
+    recipe = TrainRecipe.model_validate(
+        {"training": {"batch_size": ROWS}, "scaling": {"workers": world_size, "zero_stage": stage}}
+    )
+
+    def work(rank: int) -> Gradients:
+        from deepspeed.utils import safe_get_full_grad
+
+        engine = make_engine(ContrastiveTask(small_model(torch.float32)), recipe)
+        engine.eval()
+        output = engine(part(global_batch(torch.float32), rank, world_size))
+        engine.backward(output.objective)
+        parameters = {n: p for n, p in engine.module.model.named_parameters() if p.requires_grad}
+        return {n: safe_get_full_grad(p).clone() for n, p in parameters.items()}
+
+    _, expected = reference_gradients(torch.float32)
+    found = {n: g.reshape(expected[n].shape) for n, g in on_processes(world_size, work).items()}
+    # as one vector: single parameters with tiny gradients are all rounding in float32
+    whole = [torch.cat([g[n].flatten() for n in expected]) for g in (found, expected)]
+    assert float((whole[0] - whole[1]).norm() / whole[1].norm()) <= 1e-3
+
+
+def test_shares_cover_all_rows_in_order() -> None:
+    assert [share(11, r, 4) for r in range(4)] == [(0, 3), (3, 6), (6, 9), (9, 11)]
+    assert [share(2, r, 4) for r in range(4)] == [(0, 1), (1, 2), (2, 2), (2, 2)]
+
+
+def test_one_process_without_a_group_gathers_its_own_rows() -> None:
+    rows = torch.ones(3, 2, requires_grad=True)
+    assert distributed.gather_rows(rows, 3) is rows
