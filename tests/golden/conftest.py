@@ -16,6 +16,8 @@ from training.model.config import AdaFocalConfig
 from training.model.convert import from_release
 from training.model.regions import patch_mask
 
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
 FIXED = {"baseline_beta0": ("none", 0.0), "baseline_beta1p5": ("fixed", 1.5)}
 CASES = ("mixed", "all_boxes", "all_none")
 

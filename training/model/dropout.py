@@ -22,7 +22,7 @@ def dropout(states: Tensor, probability: float, training: bool) -> Tensor:
     dropped = round(probability * _LEVELS)
     draws = torch.empty((states.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     kept = draws.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - _LEVELS // 2
-    return states * (kept * (_LEVELS / (_LEVELS - dropped)))
+    return states * (kept * (_LEVELS / (_LEVELS - dropped))).to(states.dtype)
 
 
 class Dropout(nn.Module):

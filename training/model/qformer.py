@@ -123,6 +123,7 @@ class _SelfProjections(_Projections):
             for part in (query, key, value)
         )
         active = self.dropout if self.training else 0.0
+        mask = None if mask is None else mask.to(query.dtype)
         if maps is None and (active == 0 or query.is_cuda):
             context = F.scaled_dot_product_attention(query, key, value, mask, active)
         else:  # torch's CPU kernel knows no dropout and falls back to something several times slower than this

@@ -11,6 +11,8 @@ from torch import Tensor
 from training.model.adafocal import AdaFocalModel, random_model
 from training.model.config import AdaFocalConfig, preset
 
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+
 SMALL = {
     "vision_config.image_size": 28,
     "vision_config.hidden_size": 24,
