@@ -120,11 +120,12 @@ def evaluate_domain(encoder: Encoder, task: DomainTask, recipe: EvaluateRecipe) 
             yield rows, score(vectors[rows], targets)
 
     ranking = join([rank(s, queries, rows, gallery, recipe.top_k) for rows, s in own()])
-    drawn = baselines.lenders(queries, recipe.blind_references, recipe.seed)
-    if drawn is None:
+    lent = baselines.lenders(queries, recipe.blind_references, recipe.seed)
+    if lent is None:
         return DomainResult(task, ranking, betas, None, None)
-    text = baselines.text_only(encoder, prepared, queries, gallery, targets, drawn, chunk)
-    reference = baselines.reference_only(encoder, prepared, queries, targets, drawn, chunk)
+    borrowed = baselines.borrow(encoder, prepared, lent)
+    text = baselines.text_only(borrowed, lent, queries, gallery, targets, chunk)
+    reference = baselines.reference_only(borrowed, targets, chunk)
     return DomainResult(task, ranking, betas, _ranks(task, text), _ranks(task, reference))
 
 
@@ -171,7 +172,7 @@ def _plan(
     recipe: EvaluateRecipe, place: ModelPlace, dataset: versions.Version, tasks: list[DomainTask]
 ) -> Outcome:
     queries, images = sum(len(t.queries) for t in tasks), sum(len(t.gallery) for t in tasks)
-    forwards = queries * (1 + 2 * recipe.blind_references)
+    forwards = queries * (1 + recipe.blind_references)
     pairs = sum(len(t.queries) * len(t.gallery) for t in tasks) * (1 + 2 * recipe.blind_references)
     lines = [f"{t.domain}: {len(t.queries):,} queries against {len(t.gallery):,} images" for t in tasks]
     return Outcome(

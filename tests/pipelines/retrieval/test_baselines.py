@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.base.command import Context
-from pipelines.retrieval.baselines import lenders, reference_only, text_only
+from pipelines.retrieval.baselines import borrow, lenders, reference_only, text_only
 from pipelines.retrieval.engine import Encoder, QuerySet, encode_queries, score
 from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_features, find_model, load_tasks
 
@@ -19,35 +21,54 @@ def names(instances: list[str]) -> QuerySet:
     )
 
 
-def test_lenders_are_other_instances_each_once() -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lenders_are_four_other_instances_and_everybody_lends_alike(seed: int) -> None:
     asked = names([f"i{n % 7}" for n in range(70)])
-    drawn = lenders(asked, 4, seed=0)
-    assert drawn is not None
-    for query, row in enumerate(drawn):
-        lent = [asked.instance_ids[i] for i in row]
-        assert asked.instance_ids[query] not in lent
-        assert len(set(lent)) == 4
-    assert len({int(i) for i in drawn.flat}) > 60
+    lent = lenders(asked, 4, seed)
+    assert lent is not None
+    for found in (lent.references, lent.texts):
+        for query, row in enumerate(found):
+            owners = {asked.instance_ids[i] for i in row}
+            assert asked.instance_ids[query] not in owners
+            assert len(owners) == 4
+        assert np.bincount(found.ravel(), minlength=70).tolist() == [4] * 70
 
 
-def test_lenders_repeat_an_instance_only_where_there_are_too_few() -> None:
-    drawn = lenders(names(["a", "a", "b"]), 4, seed=0)
-    assert drawn is not None
-    assert drawn[:2].tolist() == [[2] * 4] * 2
-    assert set(drawn[2].tolist()) <= {0, 1}
-    assert lenders(names(["a", "a"]), 4, seed=0) is None
+def test_what_a_text_borrows_is_what_a_reference_borrows() -> None:
+    lent = lenders(names([f"i{n % 5}" for n in range(40)]), 3, seed=0)
+    assert lent is not None
+    with_text = {(int(r), t) for t, row in enumerate(lent.references) for r in row}
+    with_reference = {(r, int(t)) for r, row in enumerate(lent.texts) for t in row}
+    assert with_text == with_reference
+    assert len(with_text) == 120
 
 
-def test_a_draw_depends_on_seed_and_query_not_on_the_others() -> None:
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=40), st.integers(1, 6), st.integers(0, 5))
+def test_never_the_own_instance_however_uneven(sizes: list[int], count: int, seed: int) -> None:
+    asked = names([f"i{n}" for n in sizes])
+    lent = lenders(asked, count, seed)
+    assert (lent is None) == (len(set(sizes)) == 1)
+    if lent is not None:
+        owner = np.array(sizes)
+        for found in (lent.references, lent.texts):
+            assert found.shape == (len(sizes), count)
+            assert (owner[found] != owner[:, None]).all()
+
+
+def test_two_instances_lend_each_other_different_queries() -> None:
+    lent = lenders(names(["a"] * 5 + ["b"] * 5), 4, seed=0)
+    assert lent is not None
+    assert min(len(set(row.tolist())) for row in lent.references) >= 3
+
+
+def test_the_draw_is_seeded() -> None:
     asked = names([f"i{n}" for n in range(9)])
-    drawn = lenders(asked, 3, seed=1)
-    assert drawn is not None
-    assert np.array_equal(drawn, lenders(asked, 3, seed=1))
-    assert not np.array_equal(drawn, lenders(asked, 3, seed=2))
-    renamed = QuerySet(["z", *asked.query_ids[1:]], *list(vars(asked).values())[1:])
-    again = lenders(renamed, 3, seed=1)
+    one, again, other = (lenders(asked, 3, seed) for seed in (1, 1, 2))
+    assert one is not None
     assert again is not None
-    assert np.array_equal(again[1:], drawn[1:])
+    assert other is not None
+    assert np.array_equal(one.references, again.references)
+    assert not np.array_equal(one.references, other.references)
 
 
 @pytest.mark.parametrize("chunk", [5, 1000])
@@ -58,25 +79,24 @@ def test_means_are_those_of_a_slow_version(context: Context, chunk: int) -> None
     task = load_tasks(dataset, "test")[0]
     encoder = Encoder(*place.load(), StoreTokens(store))
     targets = torch.cat(list(encoder.targets(task.gallery.image_ids)))
-    prepared, drawn = encoder.prepare(task.queries), lenders(task.queries, 4, seed=0)
-    assert drawn is not None
-    parts = text_only(encoder, prepared, task.queries, task.gallery, targets, drawn, chunk)
+    prepared, lent = encoder.prepare(task.queries), lenders(task.queries, 4, seed=0)
+    assert lent is not None
+    borrowed = borrow(encoder, prepared, lent)
+    assert len(borrowed.vectors) == 4 * len(task.queries)
+    parts = text_only(borrowed, lent, task.queries, task.gallery, targets, chunk)
     text = np.concatenate([s for _, s in parts])
-    reference = np.concatenate(
-        [s for _, s in reference_only(encoder, prepared, task.queries, targets, drawn, chunk)]
-    )
-    own, _ = encode_queries(encoder, prepared)
+    reference = np.concatenate([s for _, s in reference_only(borrowed, targets, chunk)])
     for query in (0, 7, len(task.queries) - 1):
-        own_text = np.full(4, query)
-        lent, _ = encode_queries(encoder, prepared, drawn[query], own_text)
-        scores = score(lent, targets).astype(float)
-        for column in range(len(task.gallery)):
+        own = np.full(4, query)
+        vectors, _ = encode_queries(encoder, prepared, lent.references[query], own)
+        scores = score(vectors, targets).astype(float)
+        for column, owner in enumerate(task.gallery.instance_ids):
             foreign = [
                 scores[k, column]
                 for k in range(4)
-                if task.queries.instance_ids[drawn[query, k]] != task.gallery.instance_ids[column]
+                if task.queries.instance_ids[lent.references[query, k]] != owner
             ]
             assert text[query, column] == pytest.approx(np.mean(foreign), abs=1e-6)
-        lent, _ = encode_queries(encoder, prepared, own_text, drawn[query])
-        assert reference[query] == pytest.approx(score(lent, targets).mean(0), abs=1e-6)
-        assert not np.allclose(text[query], score(own[query : query + 1], targets)[0], atol=1e-6)
+        vectors, _ = encode_queries(encoder, prepared, own, lent.texts[query])
+        assert reference[query] == pytest.approx(score(vectors, targets).mean(0), abs=1e-6)
+        assert not np.allclose(text[query], reference[query], atol=1e-6)

@@ -190,7 +190,7 @@ def test_a_dry_run_states_the_work_and_writes_nothing(context: Context) -> None:
     assert outcome.figures == {
         "queries": 48,
         "images": 48,
-        "query_forwards": 48 * 9,
+        "query_forwards": 48 * 5,
         "scores": 2 * 24 * 24 * 9,
     }
     assert not storage.exists(storage.join(context.root, "evaluations", "planned"))
