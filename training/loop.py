@@ -327,7 +327,8 @@ def make_engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
             "overlap_comm": False,
             # the default makes a buffer of 2 GB in every worker
             "reduce_bucket_size": min(trained, MOST_REDUCED_AT_ONCE),
-            "allgather_bucket_size": min(trained, MOST_REDUCED_AT_ONCE),
+            # an odd number of parameters (β = 0 has one) is refused
+            "allgather_bucket_size": min(trained + trained % 2, MOST_REDUCED_AT_ONCE),
         },
         "steps_per_print": 2**31,
     }
