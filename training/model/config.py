@@ -131,6 +131,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "qformer": {
             "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192,
             "vocab_size": 1000, "max_position_embeddings": 32,
+            # BERT's 0.02 is meant for width 768. From nothing and at width 96 it starts with nearly equal outputs:
+            # after 240 steps of 64 the loss stood at 2.7 with it, at 1.7 with this.
+            "initializer_range": 0.08,
         },
         "num_query_tokens": 8, "num_probe_tokens": 4, "embed_dim": 64, "crm_feedforward": 192,
         "beta_hidden": 64,
