@@ -14,6 +14,7 @@ from infra.base.command import Context, Outcome
 from pipelines.annotate import AnnotateStage, deal
 from pipelines.collect import CollectStage, Listed, write_listing
 from pipelines.config import BuildRecipe
+from pipelines.descriptors import OfflineDescriber
 from pipelines.filter import FilterStage
 from pipelines.gallery import (
     SPLITS,
@@ -72,6 +73,9 @@ def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
 
 
 def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> versions.Version:
+    parents = {}
+    if isinstance(source, WorldSource):  # rendered here, so that the listing's seconds are its own
+        parents["world"] = source.version.manifest.content_hash
     listed = write_listing(source, draft.url, recipe.images_per_part)
     parts, workers, seed = listed.parts, recipe.workers, recipe.seed
     records = run_stages(
@@ -101,7 +105,7 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
     return publish(
         draft,
         records,
-        parents={"world": source.version.manifest.content_hash} if isinstance(source, WorldSource) else {},
+        parents=parents,
         files=[*listed.files, entry],
         hashes={n: int(h, 16) for n, h in listed.hashes.items()} | {"splits": table_hash(splits, "splits")},
         seconds={"listing": listed.seconds},
@@ -184,7 +188,7 @@ def _figures(
         instances.setdefault(row["domain"], Counter())[row["split"]] += 1
     counts = sum_counts(r for parts in records.values() for r in parts)
     return {
-        "descriptor": recipe.encoder.model or "offline",
+        "descriptor": recipe.encoder.model or OfflineDescriber.name,
         "annotator": annotator_kind(recipe),
         "domains": {
             domain: domain_figures(
@@ -226,9 +230,10 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
             size_bytes += sum(table["size_bytes"].to_pylist())
     total = sum(images.values())
     parts = -(-total // recipe.images_per_part)
+    size = f" ({size_bytes / 1e6:,.1f} MB)" if size_bytes else ""
     lines = [
-        f"plan: {total:,} images ({size_bytes / 1e6:,.1f} MB) of source {source.name} in about {parts:,} parts",
-        f"descriptor: {recipe.encoder.model or 'offline'}; annotator: {annotator_kind(recipe)}",
+        f"plan: {total:,} images{size} of source {source.name} in about {parts:,} parts",
+        f"descriptor: {recipe.encoder.model or OfflineDescriber.name}; annotator: {annotator_kind(recipe)}",
         *(
             f"{d}: {n:,} images, {thresholds_line(recipe.thresholds.of(d))}"
             for d, n in sorted(images.items())

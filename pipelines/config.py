@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from infra.base import storage
 from infra.base.config import Config, recipe_hash
@@ -32,8 +32,10 @@ class DomainThresholds(Config):
 
 
 class Thresholds(Config):
-    """Thresholds per domain."""
+    """Thresholds per domain, for one kind of descriptor."""
 
+    calibrated_for: Literal["offline", "model"] = "offline"
+    """What their cosines speak of: the offline descriptor, or the image model that encoder.model names."""
     default: DomainThresholds
     """For every domain that is not named."""
     domains: dict[str, DomainThresholds] = Field(default_factory=dict)
@@ -85,7 +87,7 @@ class BuildRecipe(Config):
     encoder: EncoderOptions = Field(default_factory=EncoderOptions)
     """What images are compared with."""
     thresholds: Thresholds
-    """When images and pairs teach nothing."""
+    """When images and pairs teach nothing; they belong to the descriptor."""
     max_pairs_per_instance: int = Field(60, ge=1)
     """Most ordered pairs of an instance; a seeded sample of the good ones."""
     split: SplitOptions = Field(default_factory=SplitOptions)
@@ -98,6 +100,18 @@ class BuildRecipe(Config):
     """Work is cut into parts of whole instances with at least so many images; a kill loses the parts in flight."""
     workers: int | None = Field(None, ge=1)
     """Parallel workers; null = one per CPU of the Ray session."""
+
+    @field_validator("thresholds")
+    @classmethod
+    def _belong_to_the_descriptor(cls, thresholds: Thresholds, info: ValidationInfo) -> Thresholds:
+        encoder = info.data.get("encoder")
+        wanted = "model" if encoder and encoder.model else "offline"
+        if encoder and thresholds.calibrated_for != wanted:
+            raise ValueError(
+                f"thresholds calibrated for '{thresholds.calibrated_for}' say nothing of encoder.model ="
+                f" {encoder.model or 'null'}; set thresholds made for it and thresholds.calibrated_for = {wanted}"
+            )
+        return thresholds
 
     def key(self, fingerprint: str) -> str:
         """The key of the version this recipe makes of an input with that fingerprint."""

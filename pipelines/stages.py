@@ -177,7 +177,7 @@ def run_stages(
     records = {stage.name: _read_records(version_url, stage.name) for stage in stages}
     pending = [p for p in range(parts) if any(p not in done for done in records.values())]
     with Progress(label, parts, "parts", done=parts - len(pending)) as progress:
-        for row in _stream(stages, version_url, pending, records, workers):
+        for row in _stream(stages, version_url, pending, records, workers, label):
             if row["error"]:
                 raise OacirError(f"{label}, part {row['part']}: {row['error']}") from _trace(row["trace"])
             for text in row["records"]:
@@ -300,12 +300,14 @@ def _stream(
     pending: Sequence[int],
     records: Mapping[str, Mapping[int, PartRecord]],
     workers: int | None,
+    label: str,
 ) -> Iterable[dict[str, Any]]:
     if not pending:
         return
     import uuid
 
     import ray.data
+    from ray.exceptions import RayError
 
     from infra.base.ray_session import connect, data_workers
 
@@ -328,7 +330,13 @@ def _stream(
         )
     else:
         mapped = dataset.map_batches(runner.__call__, compute=ray.data.TaskPoolStrategy(size=size), **options)
-    yield from mapped.iter_rows()
+    try:
+        yield from mapped.iter_rows()
+    except RayError as error:
+        raise OacirError(
+            f"{label}: Ray lost a worker or node for good ({type(error).__name__}); what is done stays done, run the"
+            " command again; if memory ran out, set --workers lower"
+        ) from error
 
 
 def _read_records(version_url: str, stage: str) -> dict[int, PartRecord]:

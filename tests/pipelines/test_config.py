@@ -8,6 +8,7 @@ from infra.base.config import load_recipe
 from infra.base.errors import RecipeError
 from pipelines.config import BuildRecipe
 
+DOMAINS = ("fashion", "car", "product", "landmark")
 SHIPPED = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 
 
@@ -36,6 +37,29 @@ def test_the_key_names_what_is_made_not_how_it_runs(tmp_path: Path, monkeypatch:
     different = [key("other"), key(seed="1"), key(max_pairs_per_instance="9"), key(source__root="elsewhere")]
     different.append(key(thresholds__domains__video__tau_high="0.8"))
     assert len({same, *different}) == 6
+
+
+def test_thresholds_of_another_descriptor_are_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"calibrated for 'offline' say nothing of encoder.model = some/model"
+    ):
+        load_recipe(BuildRecipe, "photos", [("encoder.model", "some/model")])
+    with pytest.raises(
+        RecipeError, match=r"set thresholds made for it and thresholds.calibrated_for = offline"
+    ):
+        load_recipe(BuildRecipe, "oacirr", [("encoder.model", "null")])
+
+
+def test_the_papers_thresholds() -> None:
+    of = load_recipe(BuildRecipe, "oacirr").thresholds.of
+    table = {d: (t.tau_valid, t.tau_high, t.tau_centric, t.tau_count) for d in DOMAINS if (t := of(d))}
+    assert table == {
+        "fashion": (8, 0.92, 0.88, 3),
+        "car": (10, 0.88, 0.85, 2),
+        "product": (20, 0.88, 0.85, 2),
+        "landmark": (15, 0.90, 0.88, 3),
+    }
+    assert [of(d).max_words for d in DOMAINS] == [30, 25, 30, 30]
 
 
 def test_all_problems_are_told_together() -> None:
