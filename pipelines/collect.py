@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LISTED = f"{WORK}/listed.json"
 IMAGES_AT_ONCE = 32
+READ_AHEAD = 8
 WORKING_SIDE_PX = 256
 """JPEGs are decoded at a reduced size whose shorter side is at least this; all that is measured needs no more."""
 
@@ -149,8 +151,8 @@ class CollectStage(Stage):
         if self._describer is None:
             raise ValueError("setup comes first")
         sheet = _Sheet(self.limits, self._describer)
-        for row in part.tables["listing"].to_pylist():
-            sheet.add(row)
+        for row, data in _read_ahead(part.tables["listing"].to_pylist()):
+            sheet.add(row, data)
         return sheet.result()
 
 
@@ -170,7 +172,7 @@ class _Sheet:
         self.found: Counter[tuple[str, str]] = Counter()
         self.counts: dict[str, Counter[str]] = {}
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Mapping[str, Any], data: bytes | ImageRejected) -> None:
         if row["instance_id"] != self.owner:
             self.owner, self.seen = row["instance_id"], {}
         owner = (row["domain"], row["instance_id"])
@@ -178,7 +180,8 @@ class _Sheet:
         counts = self.counts.setdefault(row["domain"], Counter())
         counts["images listed"] += 1
         try:
-            data = _read(row["uri"])
+            if isinstance(data, ImageRejected):
+                raise data
             digest = hashlib.sha256(data).hexdigest()
             if digest in self.seen:
                 raise ImageRejected("duplicate_content", f"same bytes as {self.seen[digest]}")
@@ -277,8 +280,20 @@ def _scaled(box: Box | None, decoded: DecodedImage) -> Box | None:
     return box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy
 
 
-def _read(uri: str) -> bytes:
-    """The bytes of an image.
+def _read_ahead(
+    rows: list[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], bytes | ImageRejected]]:
+    """Each row with the bytes of its image, a few read ahead: a remote store answers in many milliseconds."""
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        coming: deque[Future[bytes | ImageRejected]] = deque()
+        for position, row in enumerate(rows):
+            while len(coming) < READ_AHEAD and position + len(coming) < len(rows):
+                coming.append(pool.submit(_read, rows[position + len(coming)]["uri"]))
+            yield row, coming.popleft().result()
+
+
+def _read(uri: str) -> bytes | ImageRejected:
+    """The bytes of an image, or why there are none.
 
     A file that is gone or closed to us is a verdict on that file. Any other failure of a remote store is not: it
     stops the part, and the next run does it again, so that no image is lost to a bad moment of the network.
@@ -288,5 +303,5 @@ def _read(uri: str) -> bytes:
     except OacirError as error:
         lasting = isinstance(error.__cause__, FileNotFoundError | PermissionError | IsADirectoryError)
         if lasting or not storage.is_s3(uri):
-            raise ImageRejected("unreadable", f"{type(error.__cause__).__name__}") from error
+            return ImageRejected("unreadable", type(error.__cause__).__name__)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from pipelines.stages import WORK, Part, Stage, StageResult, publish, run_stages
 from pipelines.world.config import WorldConfig
 
 NAME = "world"
+WRITERS = 8
 
 
 class WorldSourceConfig(Config):
@@ -49,13 +51,13 @@ class RenderStage(Stage):
         from pipelines.stages import StageResult
         from pipelines.world.world import render_scene, scene_specs
 
-        listing, files = [], []
+        listing, files, writes = [], [], []
         first = part.number * self.instances_per_part
         for domain, index in instances(self.config)[first : first + self.instances_per_part]:
             for spec in scene_specs(self.config, domain, index):
                 scene = render_scene(self.config, spec)
                 path = storage.join("images", scene.record["image_id"])
-                storage.write_bytes(storage.join(self.version_url, path), scene.jpeg)
+                writes.append((storage.join(self.version_url, path), scene.jpeg))
                 digest, size = hashlib.sha256(scene.jpeg).hexdigest(), len(scene.jpeg)
                 files.append({"path": path, "size_bytes": size, "sha256": digest})
                 record = dict(scene.record)
@@ -63,6 +65,8 @@ class RenderStage(Stage):
                 listing.append(
                     record | {"uri": path, "size_bytes": size, "mark": digest, "context_json": context}
                 )
+        with ThreadPoolExecutor(WRITERS) as pool:  # stores answer in milliseconds; pixels need the processor
+            list(pool.map(lambda write: storage.write_bytes(*write), writes))
         listing.sort(key=lambda r: (r["domain"], r["instance_id"], r["image_id"]))
         return StageResult(
             {
