@@ -59,6 +59,7 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
             f"model.overrides {sorted(section.overrides)}: sizes come from model.weights {section.weights};"
             " remove one of the two"
         )
+    _quiet()
     base = AdaFocalModel.from_pretrained(section.weights, with_tower=with_tower)
     config = type(base.config)(**(base.config.to_dict() | changes))
     model = random_model(config, section.seed, with_tower=False)
@@ -91,6 +92,7 @@ def build_processor(
 
 def write_export(model: AdaFocalModel, processor: AdaFocalProcessor, url: str) -> list[FileEntry]:
     """Write model (tower included) and processor to `<url>/export/`; the entries of the files written."""
+    _quiet()
     storage.remove(storage.join(url, FOLDER))
     with tempfile.TemporaryDirectory(prefix="oacir-export-") as name:
         folder = Path(name)
@@ -114,6 +116,7 @@ def open_model(
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
 
+    _quiet()
     folder = Path(storage.absolute(url)) if not storage.is_s3(url) else None
     if (
         folder is None
@@ -141,6 +144,14 @@ def _export_folder(run: Version, cache: Path) -> Path:
         if not path.is_file() or path.stat().st_size != entry.size_bytes:
             storage.write_bytes(str(path), storage.read_bytes(run.path(entry.path)))
     return folder / FOLDER
+
+
+def _quiet() -> None:
+    """Long work of ours shows one progress line; transformers would add its own and a page of advice."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from training.data import QuerySet, Sampler
 from training.devset import MEASURES, Gallery, measure
 from training.distributed import share
 from training.features import FeatureStore
+from training.job import Job
 from training.model.adafocal import AdaFocalModel
 from training.model.config import AdaFocalConfig
 from training.optim import build_optimizer, set_rates
@@ -47,28 +48,7 @@ MOST_REDUCED_AT_ONCE = 50_000_000
 POST_EVERY_S = 0.5
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands every worker."""
-
-    recipe: TrainRecipe
-    run_url: str
-    store_url: str
-    feature_key: str
-    config: dict[str, Any]
-    """Of the model (`AdaFocalConfig.to_dict`)."""
-    weights: Any
-    """Object reference of the start weights without the tower, name → tensor."""
-    queries: Any
-    """Object reference of the training `QuerySet`."""
-    galleries: Any
-    """Object reference of the dev galleries."""
-    board: Any
-    """The actor that tells the driver how far training is."""
-    total_steps: int
-
-
-def work(job: Job) -> None:
+def train_worker(job: Job) -> None:
     """Train on this worker from the last complete checkpoint to the end."""
     scaling = job.recipe.scaling
     torch.set_num_threads(scaling.threads_per_worker)

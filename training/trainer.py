@@ -149,7 +149,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
 
     from infra.base.ray_session import connect
     from training.devset import load_dev
-    from training.loop import Job, work
+    from training.job import Board, Job, work
 
     connect()
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -276,35 +276,6 @@ def _training_error(error: Exception, run_url: str) -> Exception:
             f"training failed in worker {rank}: {text[-600:]}; the run is at {run_url}, the same command goes on"
         )
     return error
-
-
-class Board:
-    """Where rank 0 says how far training is; lives as an actor beside the workers."""
-
-    def __init__(self) -> None:
-        self.row: dict[str, float] | None = None
-        self.parts: dict[str, float] = {}
-        self.failure = ""
-
-    def post(self, row: dict[str, float]) -> None:
-        """The newest history row."""
-        self.row = row
-
-    def read(self) -> dict[str, float] | None:
-        """The newest history row, if any."""
-        return self.row
-
-    def finish(self, parts: dict[str, float]) -> None:
-        """Seconds by part of the steps."""
-        self.parts = parts
-
-    def fail(self, message: str) -> None:
-        """A problem that trying again would not cure."""
-        self.failure = message
-
-    def result(self) -> tuple[dict[str, float], str]:
-        """Seconds by part, and the problem if there was one."""
-        return self.parts, self.failure
 
 
 class _Watch:

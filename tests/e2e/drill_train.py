@@ -1,0 +1,256 @@
+"""Drill: kill the driver of a training with SIGKILL at random moments, give the same command again, compare.
+
+    python tests/e2e/drill_train.py --kills 10 --seed 0 --out results/
+
+One run is trained undisturbed, another of the same recipe is killed again and again and always resumed by the same
+command. The drill passes if both have the same losses (bit for bit, no step lost or doubled) and content hash, and no
+resume repeated more than a tenth of the steps finished before its kill. `--victim worker` kills a training worker in
+place of the driver; the command then goes on by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRESS = re.compile(rb"train: ([\d,]+) of")
+RUN = "drill"
+MOST_REDONE = 0.10
+LIMIT_S = 1800
+
+
+@dataclass
+class Kill:
+    """One kill and what it cost."""
+
+    planned_step: int
+    finished: int
+    """Steps finished when the signal went out: the last one shown, and those that may have ended unseen since."""
+    resumed_at: int
+    redone: int
+    share: float
+
+
+@dataclass
+class Result:
+    """What the drill found."""
+
+    victim: str
+    steps: int
+    seed: int
+    kills: list[Kill] = field(default_factory=list)
+    same_losses: bool = False
+    same_content: bool = False
+    steps_once: bool = False
+    largest_share: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything holds that the drill is for."""
+        return (
+            self.same_losses and self.same_content and self.steps_once and self.largest_share <= MOST_REDONE
+        )
+
+
+class Training:
+    """The command under test, its progress read from the terminal it believes to have."""
+
+    def __init__(self, root: Path, out: Path, options: list[str]) -> None:
+        self.terminal, theirs = pty.openpty()
+        command = [sys.executable, "-m", "infra.cli", "train", "--config", "tiny", "--name", RUN]
+        places = ["--dataset", "small", "--root", str(root), "--out", str(out)]
+        environment = os.environ | {"RAY_ADDRESS": "local"}
+        self.process = subprocess.Popen(
+            [*command, *places, *options], stdout=theirs, stderr=theirs, cwd=ROOT, env=environment
+        )
+        os.close(theirs)
+        os.set_blocking(self.terminal, False)
+        self.step, self.seen_at, self.said = 0, time.monotonic(), b""
+
+    def poll(self) -> None:
+        """Read what was written meanwhile."""
+        try:
+            self.said += os.read(self.terminal, 1 << 16)
+        except OSError:  # nothing new, or the other end is closed
+            return
+        steps = [int(s.replace(b",", b"")) for s in PROGRESS.findall(self.said)]
+        if steps and steps[-1] > self.step:
+            self.step, self.seen_at = steps[-1], time.monotonic()
+
+    def until(self, step: int | None) -> None:
+        """Wait for a step to be shown, or for the end."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.process.poll() is None and (step is None or self.step < step):
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(
+                    f"no end in {LIMIT_S} s; last said: {self.said[-2000:].decode(errors='replace')}"
+                )
+            self.poll()
+            time.sleep(0.01)
+        self.poll()
+
+    def finish(self) -> None:
+        """Wait for the end, which must be a good one."""
+        self.until(None)
+        if self.process.returncode:
+            raise RuntimeError(
+                f"exit code {self.process.returncode}: {self.said[-3000:].decode(errors='replace')}"
+            )
+        os.close(self.terminal)
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; what it started has to notice by itself."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        os.close(self.terminal)
+        psutil.wait_procs(family, timeout=60)
+
+    def kill_worker(self, rank: int) -> None:
+        """SIGKILL to one training worker."""
+        workers = [
+            p
+            for p in psutil.Process(self.process.pid).children(recursive=True)
+            if "RayTrainWorker" in p.name()
+        ]
+        if not workers:  # the title that Ray gives a worker is its command line where names are cut
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            workers = [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
+        sorted(workers, key=lambda p: p.pid)[rank % len(workers)].kill()
+
+
+def complete_steps(out: Path) -> list[int]:
+    """Steps with a complete checkpoint."""
+    from training.checkpoints import complete_steps as find
+
+    return find(str(out))
+
+
+def history(out: Path) -> dict[str, list[float]]:
+    """Every column of the history that does not measure time."""
+    from infra.base.versions import open_version
+    from training.trainer import UNTIMED
+
+    found: dict[str, list[float]] = open_version(str(out)).table("history").select(UNTIMED).to_pydict()
+    return found
+
+
+def drill(kills: int, seed: int, steps: int, victim: str, identities: int, folder: Path) -> Result:
+    """Run the drill in an empty folder."""
+    from small_benchmark import write_benchmark
+
+    from infra.base.versions import open_version
+
+    write_benchmark(folder, identities=identities)
+    options = ["--training.steps", str(steps), "--training.epochs", str(steps)]
+    embedded = ["embed", "--config", "tiny", "--dataset", "small", "--root", str(folder)]
+    subprocess.run(
+        [sys.executable, "-m", "infra.cli", *embedded],
+        check=True, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True,
+    )  # fmt: skip
+    Training(folder, folder / "whole", options).finish()
+    expected = history(folder / "whole")
+    seconds = open_version(str(folder / "whole")).table("history")["seconds"].to_pylist()
+    step_s = sorted(seconds)[len(seconds) // 2]
+
+    generator = random.Random(seed)
+    result = Result(victim, steps, seed)
+    planned = sorted(generator.sample(range(1, steps), kills))
+    out = folder / "killed"
+    run = Training(folder, out, options)
+    for step in planned:
+        run.until(step)
+        time.sleep(generator.random() * step_s)  # the moment inside a step is random too
+        run.poll()
+        if run.process.poll() is not None:
+            break
+        unseen = int((time.monotonic() - run.seen_at) / step_s) + 1
+        finished = min(steps, run.step + unseen)
+        if victim == "driver":
+            run.kill()
+        else:
+            run.kill_worker(generator.randrange(2))
+        resumed_at = max(complete_steps(out), default=0)
+        redone = max(0, finished - resumed_at)
+        result.kills.append(Kill(step, finished, resumed_at, redone, redone / finished))
+        if victim == "driver":
+            run = Training(folder, out, options)
+    run.finish()
+    found = history(out)
+    result.same_losses = found == expected
+    result.steps_once = found["step"] == list(range(1, steps + 1))
+    hashes = {open_version(str(folder / name)).manifest.content_hash for name in ("whole", "killed")}
+    result.same_content = len(hashes) == 1
+    result.largest_share = max(kill.share for kill in result.kills)
+    return result
+
+
+def markdown(result: Result) -> str:
+    """The result as a page."""
+    yes = {True: "yes", False: "NO"}
+    rows = [
+        f"| {number} | {kill.planned_step} | {kill.finished} | {kill.resumed_at} | {kill.redone} |"
+        f" {100 * kill.share:.1f} % |"
+        for number, kill in enumerate(result.kills, 1)
+    ]
+    return "\n".join(
+        [
+            f"# Kill drill of training: {'passed' if result.passed else 'FAILED'}",
+            "",
+            f"SIGKILL of the {result.victim} at {len(result.kills)} random moments (seed {result.seed}) of one run of"
+            f" {result.steps} steps, two workers, ZeRO-2; each time the same command goes on.",
+            "",
+            f"- every step in the history exactly once: {yes[result.steps_once]}",
+            f"- losses and all other columns equal to the undisturbed run, bit for bit: {yes[result.same_losses]}",
+            f"- content hash (weights and history) equal: {yes[result.same_content]}",
+            f"- most work repeated by a resume: {100 * result.largest_share:.1f} % of the finished steps"
+            f" (limit {100 * MOST_REDONE:.0f} %)",
+            "",
+            "| kill | when this step was shown | finished (upper bound) | resumed after | repeated at most | share |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> int:
+    """Run from the command line; exit code 0 only if the drill passed."""
+    parser = argparse.ArgumentParser(description="kill a training at random moments and compare")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--identities", type=int, default=60)
+    parser.add_argument("--victim", choices=("driver", "worker"), default="driver")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    sys.path.append(str(ROOT / "tests" / "support"))
+    with tempfile.TemporaryDirectory(prefix="oacir-drill-") as name:
+        result = drill(given.kills, given.seed, given.steps, given.victim, given.identities, Path(name))
+    given.out.mkdir(parents=True, exist_ok=True)
+    stem = "drill_train" if given.victim == "driver" else "drill_train_worker"
+    (given.out / f"{stem}.json").write_text(
+        json.dumps(asdict(result) | {"passed": result.passed}, indent=1) + "\n"
+    )
+    (given.out / f"{stem}.md").write_text(markdown(result))
+    sys.stdout.write(markdown(result))
+    return 0 if result.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A whole training on two workers with ZeRO-2: what it leaves, what it repeats, what it refuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_benchmark import write_benchmark
+
+from infra.base.command import Context, Outcome
+from infra.base.errors import OacirError, VersionError
+from infra.base.versions import Version, open_version
+from pipelines.embed import embed
+from training.config import TrainRecipe
+from training.devset import MEASURES, load_dev, measure
+from training.export import build_model, open_model
+from training.features import FeatureStore
+from training.optim import rate_factor
+from training.trainer import train
+
+EPOCHS, STEPS = 4, 12
+SMALL = {
+    "qformer.hidden_size": 32, "qformer.num_hidden_layers": 2, "qformer.intermediate_size": 64,
+    "num_query_tokens": 4, "num_probe_tokens": 2, "crm_feedforward": 32,
+}  # fmt: skip
+
+
+def small_recipe(**changes: dict[str, object]) -> TrainRecipe:
+    """64 quadruples in 3 steps per epoch."""
+    tree: dict[str, dict[str, object]] = {
+        "model": {"overrides": SMALL, "crm_layers": 1},
+        "embed": {"images_per_shard": 32, "workers": 1},
+        "training": {
+            "epochs": EPOCHS, "batch_size": 24, "learning_rate": 3e-3, "caam_learning_rate": 3e-3,
+            "dev_every_epochs": 2,
+        },
+    }  # fmt: skip
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values
+    return TrainRecipe.model_validate({"name": "small", "dataset": "small", **tree})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run and what it was made of."""
+
+    root: str
+    dataset: Version
+    features: str
+    outcome: Outcome
+
+    @property
+    def run(self) -> Version:
+        assert self.outcome.location is not None
+        return open_version(self.outcome.location)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("train")
+    dataset = write_benchmark(root, identities=12)
+    features = embed(small_recipe(), Context(root=str(root))).location
+    assert features is not None
+    return Trained(str(root), dataset, features, train(small_recipe(), Context(root=str(root))))
+
+
+@pytest.mark.ray
+def test_history_has_every_step_once(trained: Trained) -> None:
+    history = trained.run.table("history").to_pydict()
+    assert history["step"] == list(range(1, STEPS + 1))
+    assert history["epoch"] == [step // 3 for step in range(STEPS)]
+    section = small_recipe().training
+    rates = [3e-3 * rate_factor(step, STEPS, section) for step in range(STEPS)]
+    assert history["learning_rate"] == pytest.approx(rates)
+    assert history["temperature"][0] == pytest.approx(0.07)
+    assert np.min(history["beta_mean"]) > 0
+    assert np.min(history["beta_std"]) > 0
+    # 22 candidates: guessing costs ln 22
+    assert history["loss"][0] == pytest.approx(math.log(22), abs=0.7)
+    assert np.mean(history["loss"][-3:]) < np.mean(history["loss"][:3]) - 0.03
+
+
+@pytest.mark.ray
+def test_the_export_is_the_trained_model_with_its_tower(trained: Trained) -> None:
+    model, processor = open_model(trained.run.url)
+    start = build_model(small_recipe().model)
+    assert model.tower_state_hash() == start.tower_state_hash()
+    moved = {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, start.get_parameter(name))
+    }
+    assert moved >= {"temp", "query_tokens", "caam.probe_tokens", "vision_norm.weight"}
+    assert not any(name.startswith("vision_model.") for name in moved)
+    ids, _ = processor.texts(["put it on a red background"])
+    assert processor.tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.ray
+def test_dev_measures_are_those_of_the_export(trained: Trained) -> None:
+    """Two workers measured while training; one process measures the exported model."""
+    dev = trained.run.table("dev").to_pylist()
+    assert [(row["step"], row["domain"]) for row in dev] == [(6, "a"), (6, "b"), (12, "a"), (12, "b")]
+    model, processor = open_model(trained.run.url, with_tower=False)
+    store = FeatureStore.open(trained.features)
+    galleries = load_dev(trained.dataset, store, processor)
+    found = measure(model, store, galleries, torch.device("cpu"), batch_size=5)
+    told = [[row[name] for name in ("queries", *MEASURES)] for row in dev[2:]]
+    assert np.array(told) == pytest.approx(np.array(found))
+    averages = {name: np.mean([row[name] for row in dev[2:]]) for name in MEASURES}
+    assert trained.outcome.figures["dev"] == pytest.approx(averages)
+
+
+@pytest.mark.ray
+def test_a_finished_run_holds_what_its_manifest_says_and_nothing_else(trained: Trained) -> None:
+    folder = Path(trained.run.url)
+    lying = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert lying == {f.path for f in trained.run.manifest.files} | {"manifest.json", "started.json"}
+    assert trained.run.manifest.parents == {
+        "dataset": trained.dataset.manifest.content_hash,
+        "features": open_version(trained.features).manifest.content_hash,
+    }
+    assert set(trained.outcome.figures["ms_per_step"]) >= {"data", "forward", "backward", "optimizer"}
+
+
+@pytest.mark.ray
+def test_the_same_recipe_and_data_is_a_no_op(trained: Trained) -> None:
+    again = train(small_recipe(), Context(root=trained.root))
+    assert again.message.startswith("nothing to do")
+    assert again.location == trained.outcome.location
+
+
+@pytest.mark.ray
+def test_a_dry_run_states_the_plan_and_writes_nothing(trained: Trained) -> None:
+    before = sorted(Path(trained.root).rglob("*"))
+    plan = train(small_recipe(training={"epochs": 40}), Context(root=trained.root, dry_run=True)).figures
+    assert sorted(Path(trained.root).rglob("*")) == before
+    assert (plan["steps"], plan["batch_size_per_worker"], plan["quadruples"]) == (120, 12, 64)
+    assert plan["checkpoint_bytes"] == 12 * plan["trained_parameters"]
+
+
+@pytest.mark.ray
+def test_a_loss_that_is_no_number_stops_the_run_at_once(trained: Trained) -> None:
+    recipe = small_recipe(training={"learning_rate": 1e30}, scaling={"workers": 1})
+    with pytest.raises(
+        OacirError, match=r"the loss is nan at step \d+; lower training\.learning_rate"
+    ) as caught:
+        train(recipe, Context(root=trained.root))
+    assert "\n" not in str(caught.value)
+
+
+def test_training_without_features_says_how_to_get_them(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, identities=6, domains=("a",))
+    with pytest.raises(OacirError, match=r"no features of .* run `oacir embed`"):
+        train(small_recipe(), Context(root=str(tmp_path)))
+
+
+@pytest.mark.ray
+def test_features_of_another_tower_are_refused(trained: Trained) -> None:
+    recipe = small_recipe(model={"seed": 5}).model_copy(update={"features": trained.features})
+    with pytest.raises(VersionError, match="stale features"):
+        train(recipe, Context(root=trained.root))
+
+
+def test_a_benchmark_too_small_for_the_workers_is_refused(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, identities=1, domains=("a",))
+    with pytest.raises(OacirError, match=r"4 training quadruples for 8 workers"):
+        train(small_recipe(scaling={"workers": 8}), Context(root=str(tmp_path)))
