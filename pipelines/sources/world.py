@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from pydantic import Field
 from infra.base import storage, versions
 from infra.base.accounts import Account
 from infra.base.config import Config, recipe_hash
+from pipelines import world
 from pipelines.records import TABLES
 from pipelines.stages import WORK, Part, Stage, StageResult, publish, run_stages
 from pipelines.world.config import WorldConfig
@@ -82,6 +84,15 @@ def instances(config: WorldConfig) -> list[tuple[str, int]]:
     return [(domain, i) for domain in sorted(config.domains) for i in range(config.instances_per_domain)]
 
 
+@cache
+def code_hash() -> str:
+    """SHA-256 (hex) over the world's source files: a change of a look or a wording makes another world."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(world.__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
 class WorldSource:
     """Renders the world where it is not rendered yet; see `sources.base.Source`."""
 
@@ -92,8 +103,8 @@ class WorldSource:
         self.instances_per_part = -(-images_per_part // config.scenes_per_instance)
 
     def fingerprint(self) -> str:
-        """Hash of the options: the same options give the same bytes."""
-        return recipe_hash(self.config)
+        """Hash of the options and of the world's code: equal for equal bytes, never equal for other ones."""
+        return recipe_hash(self.config, code_hash())
 
     def expected_images(self) -> dict[str, int]:
         """Domain → images that the world has, without rendering any."""

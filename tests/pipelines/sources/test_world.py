@@ -10,9 +10,10 @@ from PIL import Image
 from infra.base.command import Context
 from infra.base.config import load_recipe
 from infra.base.versions import open_version
+from pipelines import world
 from pipelines.build import build
 from pipelines.config import BuildRecipe
-from pipelines.sources.world import WorldSource, instances
+from pipelines.sources.world import WorldSource, code_hash, instances
 from pipelines.world.config import WorldConfig
 from pipelines.world.scenes import scenes_of
 
@@ -33,6 +34,25 @@ def test_expected_images_are_counted_without_rendering(tmp_path: Path) -> None:
     expected = {d: sum(len(list(scenes_of(TINY, d, n))) for n in range(5)) for d in ("car", "product")}
     assert source(tmp_path).expected_images() == expected
     assert not any(tmp_path.iterdir())
+
+
+def test_the_fingerprint_tells_options_and_code_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = source(tmp_path).fingerprint()
+    assert source(tmp_path / "elsewhere", per_part=3, workers=2).fingerprint() == same
+    assert source(tmp_path, config=TINY.model_copy(update={"jpeg_quality": 80})).fingerprint() != same
+    package = tmp_path / "world"
+    package.mkdir()
+    (package / "__init__.py").write_text("a = 1")
+    monkeypatch.setattr(world, "__file__", str(package / "__init__.py"))
+    hashes = set()
+    for text in ("a = 1", "a = 2"):
+        (package / "looks.py").write_text(text)
+        code_hash.cache_clear()
+        hashes.add(code_hash())
+    code_hash.cache_clear()
+    assert len(hashes) == 2
 
 
 @pytest.mark.ray
