@@ -82,7 +82,8 @@ def draw_query(
 
     font, small, head = _font(17), _font(13), _font(20)
     lines = wrap(text, font, REFERENCE_PX)
-    verdicts = [v for v in COLOURS if v != "unknown" and any(c.verdict == v for c in candidates)]
+    known = any(c.verdict != "unknown" for c in candidates)
+    verdicts = [v for v in COLOURS if v != "unknown"] if known else []
     top = MARGIN_PX + (34 if title else 0)
     rows = max(1, -(-len(candidates) // COLUMNS))
     cell_px = THUMB_PX + 2 * BORDER_PX + 22

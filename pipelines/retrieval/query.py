@@ -231,7 +231,7 @@ def _picture(
     candidates = [
         Candidate(
             read_image(r["uri"], THUMB_PX),
-            f"{r['score']:.3f}  {r['instance_id']}",
+            f"{r['score']:.3f}  {r['instance_id'].rsplit('/')[-1]}",
             truth.verdict(r["image_id"], r["instance_id"]),
         )
         for r in ranked
