@@ -187,7 +187,11 @@ class AdaFocalModel(PreTrainedModel):
     def _modulation(self, image: ImageMemory, text: Text, patch_mask: Tensor | None) -> Tensor | None:
         """β [B, 1 or M]; None where the release leaves the attention alone: β = 0, or no box in the batch."""
         constant = self.config.fixed_beta
-        if (self.caam is None and constant == 0) or patch_mask is None or not bool(patch_mask.any()):
+        if (self.caam is None and constant == 0) or patch_mask is None:
+            return None
+        # in training the CAAM runs also for a batch without any box (its bias is zero): a worker that skipped it
+        # would have no gradients where the others wait for them
+        if not self.training and not bool(patch_mask.any()):
             return None
         if self.caam is None:
             return text.rows.new_full((len(patch_mask), 1), constant)
