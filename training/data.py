@@ -96,30 +96,42 @@ class QuerySet:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The order of training as a pure function of the step: it resumes anywhere by being asked for that step.
+    """The order of training as a pure function of the epoch: it resumes anywhere by being asked for that epoch.
 
-    An epoch is one seeded permutation of all rows, cut into `ceil(rows / batch_size)` global batches whose sizes differ
-    by at most one: every row is seen exactly once per epoch, and no batch is much smaller than the others (the
-    number of negatives stays even). Each worker takes its contiguous share of every batch.
+    Every row is seen exactly once per epoch. A group's rows are permuted and cut into `ceil(rows / batch_size)` global
+    batches whose sizes differ by at most one, so that no batch is much smaller than the others (the number of
+    negatives stays even). Each worker takes its contiguous share of every batch.
     """
 
-    rows: int
+    groups: Rows
+    """The group of each row, [n]. A batch holds rows of one group; all rows alike mix freely."""
     batch_size: int
     seed: int
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches of an epoch."""
-        return -(-self.rows // self.batch_size)
+        _, counts = np.unique(self.groups, return_counts=True)
+        return int(sum(-(-counts // self.batch_size)))
 
-    def order(self, epoch: int) -> Rows:
-        """The permutation of an epoch (from 0), the same on every worker."""
+    def batches(self, epoch: int) -> list[Rows]:
+        """The global batches of an epoch (from 0) in their order, the same on every worker."""
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        return generator.permutation(self.rows)
+        batches: list[Rows] = []
+        for group in np.unique(self.groups):
+            rows = generator.permutation(np.flatnonzero(self.groups == group))
+            count = -(-len(rows) // self.batch_size)
+            batches += [rows[slice(*share(len(rows), i, count))] for i in range(count)]
+        return [batches[i] for i in generator.permutation(len(batches))]
 
-    def bounds(self, step: int) -> tuple[int, int]:
-        """Start and end of the global batch of a step in its epoch's order."""
-        return share(self.rows, step % self.steps_per_epoch, self.steps_per_epoch)
+
+def batch_groups(quadruples: pa.Table, one_domain_per_batch: bool) -> Rows:
+    """The sampler's group of each quadruple, [n]: its domain, or one group for all."""
+    if not one_domain_per_batch:
+        return np.zeros(len(quadruples), np.int64)
+    domains = np.array(quadruples["domain"].to_pylist())
+    groups: Rows = np.unique(domains, return_inverse=True)[1].astype(np.int64)
+    return groups
 
 
 def load_queries(

@@ -7,6 +7,9 @@ from typing import Any
 
 from training.config import TrainRecipe
 
+TRAINED, BEST = "trained.safetensors", "best.safetensors"
+"""Files that rank 0 leaves in the run until the driver has exported the model."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -22,6 +25,8 @@ class Job:
     """Object reference of the start weights without the tower, name → tensor."""
     queries: Any
     """Object reference of the training `QuerySet`."""
+    sampler: Any
+    """Object reference of the `Sampler`."""
     galleries: Any
     """Object reference of the dev galleries."""
     board: Any

@@ -23,10 +23,10 @@ from training import checkpoints
 from training.checkpoints import CheckpointWriter
 from training.config import TrainRecipe
 from training.data import QuerySet, Sampler
-from training.devset import MEASURES, Gallery, measure
+from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
 from training.distributed import share
 from training.features import FeatureStore
-from training.job import Job
+from training.job import BEST, TRAINED, Job
 from training.model.adafocal import AdaFocalModel
 from training.model.config import AdaFocalConfig
 from training.optim import build_optimizer, set_rates
@@ -42,8 +42,6 @@ HISTORY_COLUMNS = (
     "learning_rate",
     "seconds",
 )
-DEV_COLUMNS = ("step", "epoch", "gallery", "queries", *MEASURES, "seconds")
-TRAINED, BEST = "trained.safetensors", "best.safetensors"
 MOST_REDUCED_AT_ONCE = 50_000_000
 POST_EVERY_S = 0.5
 
@@ -54,10 +52,10 @@ def train_worker(job: Job) -> None:
     torch.set_num_threads(scaling.threads_per_worker)
     device = get_device()
     store = FeatureStore.open(job.store_url, job.feature_key)
-    queries, galleries, weights = ray.get([job.queries, job.galleries, job.weights])
+    queries, sampler, galleries, weights = ray.get([job.queries, job.sampler, job.galleries, job.weights])
     model = AdaFocalModel(AdaFocalConfig(**job.config), with_tower=False)
     model.load_state_dict(weights)
-    loop = Loop(job, model.to(device), store, queries, galleries, device)
+    loop = Loop(job, model.to(device), store, queries, sampler, galleries, device)
     try:
         loop.run()
     except OacirError as error:
@@ -90,13 +88,14 @@ class Loop:
         model: AdaFocalModel,
         store: FeatureStore,
         queries: QuerySet,
+        sampler: Sampler,
         galleries: list[Gallery],
         device: torch.device,
     ) -> None:
         self.job, self.store, self.queries, self.galleries = job, store, queries, galleries
         self.device, self.training = device, job.recipe.training
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.sampler = Sampler(len(queries), self.training.batch_size, self.training.seed)
+        self.sampler = sampler
         self.shapes = {name: p.shape for name, p in model.named_parameters()}
         self.precision = torch.bfloat16 if self.training.precision == "bfloat16" else torch.float32
         self.engine = make_engine(ContrastiveTask(model, self.precision), job.recipe)
@@ -121,13 +120,12 @@ class Loop:
             self.restore(done[-1])
         self.engine.train()
         per_epoch, total = self.sampler.steps_per_epoch, self.job.total_steps
-        order, epoch_of_order = None, -1
+        batches, epoch_of_batches = None, -1
         while self.step < total:
             epoch = self.step // per_epoch
-            if order is None or epoch != epoch_of_order:
-                order, epoch_of_order = self.sampler.order(epoch), epoch
-            start, end = self.sampler.bounds(self.step)
-            self.train_step(order[start:end], epoch)
+            if batches is None or epoch != epoch_of_batches:
+                batches, epoch_of_batches = self.sampler.batches(epoch), epoch
+            self.train_step(batches[self.step % per_epoch], epoch)
             ended_epoch = self.step % per_epoch == 0
             if self._dev_is_due(ended_epoch, epoch):
                 self.measure_dev(epoch)
@@ -189,9 +187,9 @@ class Loop:
         found = measure(self.model, self.store, self.galleries, self.device, self.training.dev_batch_size)
         seconds = time.perf_counter() - began
         self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
-        best_before = max(self._dev_means(), default=-1.0)
+        best_before = max(mean_by_step(self.dev).values(), default=-1.0)
         self.dev += [(self.step, epoch, i, *row, seconds) for i, row in enumerate(found)]
-        mean = self._dev_means()[-1]
+        mean = mean_by_step(self.dev)[self.step]
         if self.training.select == "best_on_dev" and mean > best_before and self.rank == 0:
             self._write_weights(BEST)
         averages = torch.tensor([row[1:] for row in found]).mean(0).tolist()
@@ -251,13 +249,6 @@ class Loop:
         if every is None or not self.galleries:
             return False
         return self.step == self.job.total_steps or (ended_epoch and (epoch + 1) % every == 0)
-
-    def _dev_means(self) -> list[float]:
-        """Mean of the dev measures over the galleries at every measured step, in order."""
-        by_step: dict[float, list[float]] = {}
-        for row in self.dev:
-            by_step.setdefault(row[0], []).append(sum(row[4:7]) / 3)
-        return [sum(values) / len(values) for values in by_step.values()]
 
     def _write_weights(self, name: str) -> None:
         from safetensors.torch import save

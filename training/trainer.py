@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,8 @@ from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
 from training import checkpoints
 from training.config import TrainRecipe
-from training.data import Sampler, image_sizes, load_queries, read_quadruples, used_images
+from training.data import Sampler, batch_groups, image_sizes, load_queries, read_quadruples, used_images
+from training.job import BEST, TRAINED, Board, Job, work
 
 if TYPE_CHECKING:
     from training.features import FeatureStore
@@ -37,6 +41,7 @@ class Inputs:
     model: AdaFocalModel
     processor: AdaFocalProcessor
     feature_key: str
+    sampler: Sampler
     total_steps: int
     queries: int
 
@@ -95,24 +100,31 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     texts = quadruples["modification_text"]
     processor = build_processor(recipe.model, model.config, texts.to_pylist)
     key = feature_key(model.tower_state_hash(), processor_fingerprint(processor), recipe.embed.dtype)
+    used = used_images(dataset)
     if recipe.features is not None:
         store_url = resolve(context.root, "features", recipe.features).url
     else:
-        made = store_key(key, used_images(dataset)["sha256"].to_pylist())
+        made = store_key(key, used["sha256"].to_pylist())
         store_url = storage.join(storage.absolute(context.root), "features", dataset.manifest.name, made)
         if not storage.exists(store_url):
             raise OacirError(
                 f"no features of {dataset.url} for this tower, processor and dtype (looked for {store_url});"
                 " run `oacir embed` with this recipe first, or set --features"
             )
-    sampler = Sampler(len(quadruples), recipe.training.batch_size, recipe.training.seed)
+    store = FeatureStore.open(store_url, key)
+    store.require(used["image_id"], used["sha256"])
+    if recipe.training.select == "best_on_dev" and not len(read_quadruples(dataset, "dev")):
+        raise OacirError(f"{dataset.url}: has no dev quadruples; set training.select to last")
+    groups = batch_groups(quadruples, recipe.training.one_domain_per_batch)
+    sampler = Sampler(groups, recipe.training.batch_size, recipe.training.seed)
     total = recipe.training.epochs * sampler.steps_per_epoch
     return Inputs(
         dataset=dataset,
-        store=FeatureStore.open(store_url, key),
+        store=store,
         model=model,
         processor=processor,
         feature_key=key,
+        sampler=sampler,
         total_steps=min(total, recipe.training.steps or total),
         queries=len(quadruples),
     )
@@ -149,7 +161,6 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
 
     from infra.base.ray_session import connect
     from training.devset import load_dev
-    from training.job import Board, Job, work
 
     connect()
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -166,6 +177,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         config=inputs.model.config.to_dict(),
         weights=ray.put(weights),
         queries=ray.put(load_queries(quadruples, sizes, inputs.store, inputs.processor)),
+        sampler=ray.put(inputs.sampler),
         galleries=ray.put(load_dev(inputs.dataset, inputs.store, inputs.processor)),
         board=board,
         total_steps=inputs.total_steps,
@@ -193,13 +205,16 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
     resumed = done[-1] if done else 0
     with Progress("train", inputs.total_steps, "steps", done=resumed) as progress, _Watch(board, progress):
         try:
-            trainer.fit()
-        except Exception as error:
+            with _own_interrupt():
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
             raise _training_error(error, draft.url) from error
     parts: dict[str, float]
     parts, failure = ray.get(board.result.remote())
     if failure:
         raise OacirError(f"{failure} (run {draft.url})")
+    if not storage.exists(draft.path(TRAINED)):
+        raise OacirError(f"{draft.url}: training stopped before its end; the same command goes on")
     ray.kill(board)
     storage.remove(storage.join(draft.url, RAY_FOLDER))
     steps = inputs.total_steps - resumed
@@ -212,9 +227,9 @@ def _commit(
     import pyarrow as pa
     from safetensors.torch import load
 
-    from training.devset import MEASURES
+    from training.devset import DEV_COLUMNS, MEASURES, mean_by_step
     from training.export import write_export
-    from training.loop import BEST, DEV_COLUMNS, HISTORY_COLUMNS, TRAINED
+    from training.loop import HISTORY_COLUMNS
 
     chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
     inputs.model.load_state_dict(load(storage.read_bytes(draft.path(chosen))), strict=False)
@@ -229,9 +244,13 @@ def _commit(
         storage.write_table(draft.path(f"{name}.parquet"), table)
         files.append(file_entry(draft.url, f"{name}.parquet", len(table)))
     last = history.slice(len(history) - 1).to_pylist()[0]
-    measured = dev.filter(pa.compute.equal(dev["step"], last["step"]))
+    means = mean_by_step(state["dev"].tolist())
+    # the first of equals, as the loop chose
+    exported = max(means, key=means.__getitem__) if chosen == BEST else last["step"]
+    measured = dev.filter(pa.compute.equal(dev["step"], exported))
     figures: dict[str, Any] = {
         "steps": last["step"],
+        "exported_step": exported,
         "loss": last["loss"],
         "quadruples": inputs.queries,
         "dev": {m: pa.compute.mean(measured[m]).as_py() for m in MEASURES} if len(measured) else {},
@@ -278,6 +297,20 @@ def _training_error(error: Exception, run_url: str) -> Exception:
     return error
 
 
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ctrl-C as everywhere: Ray Train's handler would end the process with exit code 0, and stay in place for ever."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
 class _Watch:
     """Carries the board's news to the progress line while the driver waits for Ray Train."""
 
@@ -289,14 +322,20 @@ class _Watch:
     def __enter__(self) -> None:
         self.thread.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.stop.set()
         self.thread.join()
-        self._read()
+        if kind is None:
+            self._read()
 
     def _watch(self) -> None:
+        import ray
+
         while not self.stop.wait(POLL_S):
-            self._read()
+            try:
+                self._read()
+            except ray.exceptions.RayError:  # whatever ended the board ends the training too, which says why
+                return
 
     def _read(self) -> None:
         import ray

@@ -6,45 +6,62 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import QuerySet, Sampler
+from training.data import QuerySet, Sampler, batch_groups
 from training.distributed import share
 from training.features import FeatureStore
 
 
 @given(
-    rows=st.integers(1, 400),
+    groups=st.lists(st.integers(0, 3), min_size=1, max_size=300),
     batch_size=st.integers(2, 64),
     world_size=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
-def test_every_row_is_seen_exactly_once_per_epoch(
-    rows: int, batch_size: int, world_size: int, epoch: int
+def test_every_row_is_seen_exactly_once_per_epoch_in_batches_of_one_group(
+    groups: list[int], batch_size: int, world_size: int, epoch: int
 ) -> None:
-    sampler = Sampler(rows, batch_size, seed=3)
-    seen, sizes = [], set()
-    order = sampler.order(epoch)
-    for step in range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch):
-        start, end = sampler.bounds(step)
-        batch = order[start:end]
-        sizes.add(len(batch))
+    sampler = Sampler(np.array(groups), batch_size, seed=3)
+    seen: list[int] = []
+    sizes: dict[int, set[int]] = {}
+    batches = sampler.batches(epoch)
+    for batch in batches:
+        (group,) = {groups[row] for row in batch}
+        sizes.setdefault(group, set()).add(len(batch))
         for rank in range(world_size):
             begin, stop = share(len(batch), rank, world_size)
             seen += batch[begin:stop].tolist()
-    assert sorted(seen) == list(range(rows))
-    assert max(sizes) <= batch_size
-    assert max(sizes) - min(sizes) <= 1
-    assert sampler.steps_per_epoch == int(np.ceil(rows / batch_size))
+    assert sorted(seen) == list(range(len(groups)))
+    assert all(max(s) <= batch_size and max(s) - min(s) <= 1 for s in sizes.values())
+    assert len(batches) == sampler.steps_per_epoch
+    assert len(batches) == sum(int(np.ceil(groups.count(g) / batch_size)) for g in set(groups))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own_and_a_step_has_only_one() -> None:
-    orders = [tuple(Sampler(50, 8, seed).order(epoch)) for seed in (0, 1) for epoch in (0, 1)]
+def test_epochs_and_seeds_have_orders_of_their_own_and_an_epoch_has_only_one() -> None:
+    def order(seed: int, epoch: int) -> tuple[int, ...]:
+        return tuple(np.concatenate(Sampler(np.zeros(50, int), 8, seed).batches(epoch)).tolist())
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len(set(orders)) == 4
-    assert tuple(Sampler(50, 8, 1).order(1)) == orders[3]
+    assert order(1, 1) == orders[3]
+
+
+def test_batches_of_different_groups_are_mixed_over_the_epoch() -> None:
+    groups = np.repeat([0, 1], 80)
+    first = [int(groups[batch[0]]) for batch in Sampler(groups, 8, seed=0).batches(0)]
+    assert sorted(first) == [0] * 10 + [1] * 10
+    assert first not in (sorted(first), sorted(first, reverse=True))
+
+
+def test_groups_are_the_domains_on_request() -> None:
+    table = pa.table({"domain": ["car", "shoe", "car"]})
+    assert batch_groups(table, one_domain_per_batch=True).tolist() == [0, 1, 0]
+    assert batch_groups(table, one_domain_per_batch=False).tolist() == [0, 0, 0]
 
 
 @pytest.fixture
