@@ -41,7 +41,7 @@ def load_recipe(cls: type[C], source: str | None, overrides: Sequence[tuple[str,
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(_problems(cls, error, source)) from error
+        raise RecipeError(_problems(cls, tree, error, source)) from error
 
 
 def recipe_hash(value: Config | Mapping[str, Any], *more: str) -> str:
@@ -55,9 +55,11 @@ def field_rows(cls: type[Config], prefix: str = "") -> list[tuple[str, str, str,
     """Rows (dotted key, type, default, help) of every field, nested sections flattened."""
     rows: list[tuple[str, str, str, str]] = []
     for name, field in cls.model_fields.items():
-        section = _section_type(field)
-        if section is not None:
-            rows += field_rows(section, f"{prefix}{name}.")
+        sections = _section_types(field)
+        for section in sections:
+            only = f"(kind {_kind(section)}) " if len(sections) > 1 else ""
+            rows += [(k, t, d, only + text) for k, t, d, text in field_rows(section, f"{prefix}{name}.")]
+        if sections:
             continue
         kind = _type_name(field.annotation)
         default = "required" if field.is_required() else _short(field.get_default(call_default_factory=True))
@@ -123,12 +125,14 @@ def _put(tree: dict[str, Any], key: str, value: str) -> None:
     tree[leaf] = value
 
 
-def _problems(cls: type[Config], error: ValidationError, source: str | None) -> list[str]:
+def _problems(
+    cls: type[Config], tree: Mapping[str, Any], error: ValidationError, source: str | None
+) -> list[str]:
     where = f"recipe {source}" if source else "the recipe"
     known = [row[0] for row in field_rows(cls)]
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"]) or "(the whole recipe)"
+        key = ".".join(_written_key(tree, item["loc"])) or "(the whole recipe)"
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
@@ -141,13 +145,30 @@ def _problems(cls: type[Config], error: ValidationError, source: str | None) -> 
     return lines
 
 
-def _section_type(field: FieldInfo) -> type[Config] | None:
-    """The nested section of a field, also when it is optional."""
+def _written_key(tree: Any, place: Sequence[str | int]) -> list[str]:
+    """The place of an error as the user writes it: pydantic also names the chosen member of a union."""
+    parts: list[str] = []
+    for index, part in enumerate(place):
+        inside = isinstance(tree, Mapping) and part in tree
+        if inside or isinstance(part, int) or index == len(place) - 1:
+            parts.append(str(part))
+        if inside:
+            tree = tree[part]
+    return parts
+
+
+def _section_types(field: FieldInfo) -> list[type[Config]]:
+    """The nested sections a field may hold: one, also when it is optional, or those of a union."""
     kind = field.annotation
-    for option in (kind, *get_args(kind)):
-        if isinstance(option, type) and issubclass(option, Config):
-            return option if not _is_collection(kind) else None
-    return None
+    if _is_collection(kind):
+        return []
+    options = (kind, *get_args(kind))
+    return [o for o in options if isinstance(o, type) and issubclass(o, Config)]
+
+
+def _kind(section: type[Config]) -> str:
+    """The value of `kind` that selects a section of a union."""
+    return str(section.model_fields["kind"].default)
 
 
 def _is_collection(kind: Any) -> bool:

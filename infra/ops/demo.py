@@ -91,9 +91,9 @@ def demo(recipe: DemoRecipe, context: Context) -> Outcome:
 def _world_options(recipe: DemoRecipe) -> list[tuple[str, str]]:
     options = {
         "seed": recipe.seed,
-        "source.seed": recipe.seed,
-        "source.instances_per_domain": recipe.instances_per_domain,
-        "source.scenes_per_instance": recipe.scenes_per_instance,
+        "source.world.seed": recipe.seed,
+        "source.world.instances_per_domain": recipe.instances_per_domain,
+        "source.world.scenes_per_instance": recipe.scenes_per_instance,
     }
     return [(key, str(value)) for key, value in options.items() if value is not None]
 

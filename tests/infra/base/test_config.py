@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -20,6 +21,20 @@ class Outer(Config):
     inner: Inner = Inner()
     sizes: list[int] = Field(default_factory=list)
     note: str | None = None
+
+
+class Cat(Config):
+    kind: Literal["cat"] = "cat"
+    lives: int = 9
+
+
+class Dog(Config):
+    kind: Literal["dog"] = "dog"
+    inner: Inner = Inner()
+
+
+class Owner(Config):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -46,6 +61,17 @@ def test_every_problem_is_reported_at_once_with_its_fix(tmp_path: Path) -> None:
     assert "inner.rate = 'fast'" in text
     assert "--inner.batch_size" in text
     assert "greater than or equal to 1" in text
+
+
+def test_keys_of_a_union_are_named_as_they_are_written() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Owner, None, [("pet.kind", "dog"), ("pet.inner.rate", "fast"), ("pet.lives", "3")])
+    first, second = caught.value.problems
+    assert first.startswith("pet.inner.rate = 'fast'")
+    assert second.startswith("unknown key 'pet.lives'")
+    rows = {row[0]: row[3] for row in field_rows(Owner)}
+    assert rows["pet.lives"].startswith("(kind cat)")
+    assert rows["pet.inner.rate"].startswith("(kind dog)")
 
 
 def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
