@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,18 @@ class Gallery:
     candidate_rows: Rows
     candidate_ids: list[str]
     candidate_instances: list[str]
+
+
+DEV_COLUMNS = ("step", "epoch", "gallery", "queries", *MEASURES, "seconds")
+
+
+def mean_by_step(rows: Sequence[Sequence[float]]) -> dict[int, float]:
+    """Mean of the measures over the galleries at every measured step, in order; rows as in `DEV_COLUMNS`."""
+    by_step: dict[int, list[float]] = {}
+    for row in rows:
+        measures = [row[DEV_COLUMNS.index(name)] for name in MEASURES]
+        by_step.setdefault(int(row[0]), []).append(sum(measures) / len(measures))
+    return {step: sum(values) / len(values) for step, values in by_step.items()}
 
 
 def load_dev(dataset: Version, store: FeatureStore, processor: AdaFocalProcessor) -> list[Gallery]:

@@ -144,9 +144,12 @@ class FeatureStore:
             OacirError: an image is not in the store.
         """
         import pyarrow as pa
+
+        return self._row_of_id[self._positions(pa.array(image_ids, pa.string()))]
+
+    def _positions(self, wanted: pa.Array) -> npt.NDArray[np.int64]:
         import pyarrow.compute as pc
 
-        wanted = pa.array(image_ids, pa.string())
         positions = pc.index_in(wanted, value_set=self._ids)
         if positions.null_count:
             missing = wanted.filter(pc.is_null(positions))
@@ -154,7 +157,24 @@ class FeatureStore:
                 f"{self.version.url}: {len(missing)} images are not in this feature store, first"
                 f" {missing[0].as_py()}; run `oacir embed` for this dataset"
             )
-        return self._row_of_id[positions.to_numpy(zero_copy_only=False)]
+        found: npt.NDArray[np.int64] = positions.to_numpy(zero_copy_only=False).astype(np.int64)
+        return found
+
+    def require(self, image_ids: pa.ChunkedArray, sha256s: pa.ChunkedArray) -> None:
+        """Make sure that the store holds these images with these contents.
+
+        Raises:
+            OacirError: an image is missing.
+            VersionError: an image's tokens are those of other bytes.
+        """
+        stored = self.version.table(INDEX, ["sha256"])["sha256"].to_numpy()
+        positions = self._positions(image_ids.combine_chunks())
+        stale = np.flatnonzero(stored[positions] != sha256s.to_numpy())
+        if len(stale):
+            raise VersionError(
+                f"{self.version.url}: stale features: {len(stale)} images have other bytes than the benchmark's, first"
+                f" {image_ids[int(stale[0])].as_py()}; run `oacir embed` for this dataset"
+            )
 
     def tokens(self, rows: npt.NDArray[np.int64], dtype: torch.dtype = torch.float32) -> Tensor:
         """The tokens of those rows, [n, N, D] on the CPU, in the order of `rows`."""

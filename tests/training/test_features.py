@@ -83,6 +83,14 @@ def test_an_unknown_image_is_named(tmp_path: Path) -> None:
         store.rows(["d/1", "e/1", "e/2"])
 
 
+def test_an_image_with_other_bytes_than_the_benchmarks_is_refused(tmp_path: Path) -> None:
+    store = FeatureStore.open(write_store(str(tmp_path)))
+    ids = pa.chunked_array([["d/3", "d/4-copy"]])
+    store.require(ids, pa.chunked_array([["sha3", "sha4"]]))
+    with pytest.raises(VersionError, match=r"stale features: 1 images have other bytes.* first d/4-copy"):
+        store.require(ids, pa.chunked_array([["sha3", "sha5"]]))
+
+
 def test_a_partial_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VersionError, match="unfinished"):
         FeatureStore.open(write_store(str(tmp_path), commit=False))
