@@ -14,9 +14,19 @@ from infra.base.errors import OacirError
 from training.model import vision
 from training.model.caam import ContextualReasoning, Modulator
 from training.model.config import AdaFocalConfig
-from training.model.qformer import AttentionMaps, ImageMemory, QFormer, Text, TextEmbeddings, image_memory
+from training.model.qformer import (
+    AttentionMaps,
+    ImageMemory,
+    QFormer,
+    QFormerLayer,
+    Text,
+    TextEmbeddings,
+    image_memory,
+)
 
 QUERY_STD = 0.02
+ALIGNED_FEEDFORWARD = 0.2
+"""Scale of the feed-forwards' output weights in an aligned start."""
 
 
 class QueryOutput(NamedTuple):
@@ -218,9 +228,30 @@ def random_model(config: AdaFocalConfig, seed: int, with_tower: bool = True) -> 
     if with_tower:
         vision.initialise_tower(model.tower, tower_generator)
     _initialise_qformer(model, qformer_generator)
+    if config.aligned_start:
+        _align(model, qformer_generator)
     if model.caam is not None:
-        model.caam.initialise(caam_generator)
+        model.caam.initialise(caam_generator, config.initial_beta)
     return model.eval()
+
+
+@torch.no_grad()
+def _align(model: AdaFocalModel, generator: torch.Generator) -> None:
+    """Let what the tokens hold pass to the outputs nearly unchanged, so that query and target start in one space.
+
+    Self-attention's value map starts orthogonal and its output map as the inverse, the feed-forwards start small, and
+    both projections start equal. From BERT's start they are unrelated, and a run of a few hundred steps is over
+    before they meet.
+    """
+    for layer in model.qformer.modules():
+        if not isinstance(layer, QFormerLayer):
+            continue
+        attention = layer.attention
+        value = nn.init.orthogonal_(attention.attention.value.weight, generator=generator)
+        attention.output.dense.weight.copy_(value.T)
+        layer.output.dense.weight.mul_(ALIGNED_FEEDFORWARD)
+        layer.output_query.dense.weight.mul_(ALIGNED_FEEDFORWARD)
+    model.text_projection.weight.copy_(model.vision_projection.weight)
 
 
 def _generators(seed: int, count: int) -> Iterator[torch.Generator]:

@@ -43,8 +43,13 @@ class Modulator(nn.Module):
         self.crm = crm
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Probes N(0, 0.02), [CLS] N(0, 1), encoder and head as torch starts them, all from `generator`."""
+    def initialise(self, generator: torch.Generator, initial_beta: float | None = None) -> None:
+        """Probes N(0, 0.02), [CLS] N(0, 1), encoder and head as torch starts them, all from `generator`.
+
+        Args:
+            generator: the source of all random numbers.
+            initial_beta: where β starts, through the bias of the head's last layer; None leaves it as drawn.
+        """
         nn.init.normal_(self.probe_tokens, std=PROBE_STD, generator=generator)
         nn.init.normal_(self.crm.cls_token, std=1.0, generator=generator)
         for module in self.crm.modules():
@@ -55,3 +60,7 @@ class Modulator(nn.Module):
                 bound = 1 / math.sqrt(module.in_features)
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        last = self.crm.output_head[-1]
+        if initial_beta is not None and isinstance(last, nn.Linear):
+            # the inverse of softplus
+            nn.init.constant_(last.bias, math.log(math.expm1(initial_beta)))

@@ -15,10 +15,19 @@ torch.set_num_threads(1)  # the models are tiny: more threads only wait for each
 
 SMALL = {
     "vision_config.image_size": 28,
+    "vision_config.patch_size": 7,
     "vision_config.hidden_size": 24,
     "vision_config.intermediate_size": 48,
     "qformer.hidden_size": 32,
     "qformer.intermediate_size": 48,
+    # As in BLIP-2: cross-attention in every second layer, dropout, no start of its own.
+    "qformer.num_hidden_layers": 4,
+    "qformer.cross_attention_frequency": 2,
+    "qformer.hidden_dropout_prob": 0.1,
+    "qformer.attention_probs_dropout_prob": 0.1,
+    "crm_dropout": 0.1,
+    "initial_beta": None,
+    "aligned_start": False,
     "qformer.vocab_size": 50,
     # Far from the flat start of BERT, so that attention and gradients are not all alike.
     "qformer.initializer_range": 0.3,

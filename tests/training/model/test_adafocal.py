@@ -170,3 +170,22 @@ def test_vit_g_without_its_tower_has_the_published_size():
         model = AdaFocalModel(small_config().__class__(), with_tower=False)
     qformer = sum(p.numel() for part in (model.qformer, model.embeddings) for p in part.parameters())
     assert qformer / 1e6 == pytest.approx(185.6, abs=1.0)
+
+
+def test_beta_starts_where_the_configuration_says(batch):
+    """softplus(b + w·h) with b the inverse of softplus at 6: only the head's small random part is left."""
+    start = small_model(initial_beta=6.0).encode_query(**batch).beta
+    assert torch.all((start - 6.0).abs() < 1.0)
+    assert torch.all(small_model().encode_query(**batch).beta < 3.0)
+
+
+def test_an_aligned_start_passes_tokens_through_self_attention_unchanged():
+    """Orthogonal value map, its inverse behind it, equal projections."""
+    model = small_model(aligned_start=True)
+    for layer in model.qformer.encoder.layer:
+        attention = layer.attention
+        through = attention.output.dense.weight @ attention.attention.value.weight
+        torch.testing.assert_close(through, torch.eye(32), atol=1e-5, rtol=0)
+    assert torch.equal(model.text_projection.weight, model.vision_projection.weight)
+    plain = small_model()
+    assert not torch.equal(plain.text_projection.weight, plain.vision_projection.weight)

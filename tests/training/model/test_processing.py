@@ -14,7 +14,8 @@ TEXTS = ["Show the dress on a mannequin, in a dark room!", "the same dress: outd
 
 @pytest.fixture(scope="module")
 def processor():
-    config = preset("tiny", max_text_tokens=12)
+    sizes = {"vision_config.image_size": 70, "vision_config.patch_size": 7}
+    config = preset("tiny", max_text_tokens=12, **sizes)
     return AdaFocalProcessor.for_model(config, train_wordpiece(TEXTS, 200))
 
 
