@@ -31,7 +31,7 @@ types: .venv
 	$(BIN)/mypy
 
 layers: .venv
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 bench: .venv  ## speed and memory, results into benchmarks/results/
 	$(BIN)/python -m benchmarks.demo

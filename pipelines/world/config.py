@@ -23,11 +23,11 @@ class WorldConfig(Config):
     """Side of the square images."""
     instances_per_domain: int = Field(350, ge=2, le=1_000_000)
     """Instances (distinct looks) of each domain, those of the reserve included."""
-    scenes_per_instance: int = Field(5, ge=1, le=8)
+    scenes_per_instance: int = Field(5, ge=1, le=6)
     """Ordinary scenes of an instance; each at another place, so at most one per place of the domain."""
     reserve_fraction: float = Field(0.1, ge=0.0, le=1.0)
     """Share of instances that get only `reserve_scenes` scenes and end up as distractors in the galleries."""
-    reserve_scenes: int = Field(2, ge=1, le=8)
+    reserve_scenes: int = Field(2, ge=1, le=6)
     """Ordinary scenes of an instance of the reserve."""
     companions: int = Field(2, ge=0, le=2)
     """Foreign objects in a scene: other instances of the same domain, as large as the anchored one."""

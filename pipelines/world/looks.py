@@ -41,7 +41,7 @@ class Look:
 def look_of(seed: int, domain: str, index: int) -> Look:
     """The look of instance `index` of a domain: a pure function of its arguments."""
     rng = random.Random(f"{seed}/{domain}/{index}/look")
-    main = _colour(rng, rng.random())
+    main = rng.choice(NEUTRALS) if rng.random() < 0.12 else _colour(rng, rng.random())
     hue = colorsys.rgb_to_hsv(*(c / 255 for c in main))[0]
     second = rng.choice(NEUTRALS) if rng.random() < 0.3 else _colour(rng, hue + rng.uniform(0.2, 0.8))
     accent = rng.choice(NEUTRALS) if rng.random() < 0.2 else _colour(rng, hue + rng.uniform(0.15, 0.85))
@@ -49,7 +49,7 @@ def look_of(seed: int, domain: str, index: int) -> Look:
         shape=rng.choice(sorted(SHAPES[domain])),
         palette=(main, second, accent),
         pattern=rng.choice(PATTERNS),
-        frequency=rng.choice((2, 3, 4)),
+        frequency=rng.choice((1, 2, 3)),
         stretch=rng.uniform(0.9, 1.12),
     )
 
@@ -97,7 +97,9 @@ def draw_object(domain: str, look: Look, height_px: int) -> Image.Image:
 
 
 def _colour(rng: random.Random, hue: float) -> Colour:
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(0.65, 1.0), rng.uniform(0.6, 1.0))
+    """From dark to pastel: all of the colour solid but its grey core."""
+    value, depth = rng.uniform(0.4, 1.0), rng.uniform(0.6, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, depth, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -117,23 +119,22 @@ def _pattern(look: Look, width: int, height: int) -> Image.Image:
     pen = ImageDraw.Draw(tile)
     n, kind = look.frequency, look.pattern
     if kind == "halves":
-        pen.rectangle([0, height * 0.52, width, height], fill=second)
+        pen.rectangle([0, height * 0.6, width, height], fill=second)
     elif kind == "split":
-        pen.rectangle([width * 0.5, 0, width, height], fill=second)
+        pen.rectangle([width * 0.56, 0, width, height], fill=second)
     elif kind == "bands":
-        step = height / (2 * n)
         for i in range(n):
-            pen.rectangle([0, (2 * i + 1) * step, width, (2 * i + 2) * step], fill=second)
+            pen.rectangle([0, (i + 0.5) * height / n, width, (i + 0.9) * height / n], fill=second)
     elif kind == "stripes":
-        step = width / (2 * n + 1)
         for i in range(n):
-            pen.rectangle([(2 * i + 1) * step, 0, (2 * i + 2) * step, height], fill=second)
+            pen.rectangle([(i + 0.32) * width / n, 0, (i + 0.68) * width / n, height], fill=second)
     elif kind == "diagonal":
-        step = (width + height) / (2 * n + 1)
-        for i in range(n):
-            x = (2 * i + 1) * step
+        step = (width + height) / (n + 1)
+        for i in range(n + 1):
+            x = (i + 0.4) * step
             pen.polygon(
-                [(x, 0), (x + step, 0), (x + step - height, height), (x - height, height)], fill=second
+                [(x, 0), (x + step * 0.4, 0), (x + step * 0.4 - height, height), (x - height, height)],
+                fill=second,
             )
     elif kind == "checks":
         step = width / (n + 1)

@@ -15,12 +15,17 @@ from pipelines.world.places import PLACES, STUDIO, paint_place
 from pipelines.world.scenes import STUDIO_PLACE, Placement, SceneSpec
 
 Box = tuple[float, float, float, float]
-COLUMNS = {"left": 0.2, "middle": 0.5, "right": 0.8}
-SIZE = {"near": 0.36, "far": 0.27}
-"""Side of a square of the object's area, as a fraction of the image side."""
-BASE = {"near": 0.95, "far": 0.8}
+COLUMNS = {"left": 0.26, "middle": 0.5, "right": 0.74}
+ROWS = {"near": 0.96, "far": 0.52}
 """Where the object's foot stands, as a fraction of the image side."""
+SIZE = {"near": 0.46, "far": 0.42}
+"""Side of a square of the object's area, as a fraction of the image side."""
+LARGEST = {"near": 0.5, "far": 0.46}
+"""Most height and width, as a fraction of the image side."""
 STUDIO_SIZE = 0.6
+STUDIO_LARGEST = 0.86
+ON_OBJECTS = 0.12
+"""Share of the tint of light and the veil of weather that reaches the objects; the ground gets all of it."""
 TINT: dict[str, tuple[float, float, float]] = {
     "daylight": (1.0, 1.0, 1.0),
     "sunset": (1.08, 0.84, 0.66),
@@ -49,12 +54,14 @@ def paint(config: WorldConfig, spec: SceneSpec) -> Picture:
     is_studio = context.place == STUDIO_PLACE
     image = paint_place(STUDIO if is_studio else PLACES[spec.domain][context.place], size, rng)
     anchor = Placement(spec.instance_index, context.position, context.distance, context.pose)
+    covered = Image.new("L", (size, size), 0)
     visible: Image.Image | None = None
     for placement in sorted((anchor, *spec.companions), key=_depth):
         cut, corner = _cut_out(config, spec, placement, size, rng, is_studio)
         if not is_studio:
             _drop_shadow(image, cut, corner)
         image.paste(cut, corner, cut)
+        covered.paste(255, corner, cut.getchannel("A"))
         if placement is anchor:
             visible = Image.new("L", (size, size), 0)
             visible.paste(cut.getchannel("A"), corner)
@@ -64,11 +71,17 @@ def paint(config: WorldConfig, spec: SceneSpec) -> Picture:
         raise AssertionError("the anchor is always among the placements")
     if spec.jitter:
         shift = round(spec.jitter * size) or 1
-        image, visible = ImageChops.offset(image, shift, 0), ImageChops.offset(visible, shift, 0)
-    image = image.reduce(config.supersampling)
-    pixels = _weather(np.asarray(image, dtype=np.float32), context.weather, rng)
-    pixels = pixels * np.asarray(TINT[context.light], dtype=np.float32)
-    pixels += np.float32(rng.uniform(-6, 6))
+        image, visible, covered = (ImageChops.offset(i, shift, 0) for i in (image, visible, covered))
+    pixels: np.ndarray = np.asarray(image.reduce(config.supersampling), dtype=np.float32)
+    ground = np.float32(1) - np.asarray(covered.reduce(config.supersampling), dtype=np.float32)[
+        ..., None
+    ] / np.float32(255)
+    strength = np.float32(ON_OBJECTS) + np.float32(1 - ON_OBJECTS) * ground  # [H, W, 1]
+    pixels = _weather(pixels, context.weather, strength, rng)
+    pixels = pixels * (
+        np.float32(1) + strength * (np.asarray(TINT[context.light], dtype=np.float32) - np.float32(1))
+    )
+    pixels += np.float32(rng.uniform(-3, 3))
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     bounds = visible.point([0] * 128 + [255] * 128).getbbox() or (0, 0, size, size)
     x1, y1, x2, y2 = (edge / config.supersampling for edge in bounds)
@@ -85,7 +98,8 @@ def _cut_out(
     look = look_of(config.seed, spec.domain, placement.index)
     aspect = aspect_of(spec.domain, look)
     side = (STUDIO_SIZE if is_studio else SIZE[placement.distance]) * rng.uniform(0.96, 1.04)
-    height = min(side / aspect**0.5, 0.62 if not is_studio else 0.86)
+    largest = STUDIO_LARGEST if is_studio else LARGEST[placement.distance]
+    height = min(side / aspect**0.5, largest, largest / aspect)
     # heights in steps of 1/48 of the image, so that the cache of drawn objects is hit
     cut = draw_object(spec.domain, look, max(4, round(height * 48) * size // 48))
     if placement.pose == "left":
@@ -93,9 +107,9 @@ def _cut_out(
     elif placement.pose == "lying":
         cut = cut.transpose(Image.Transpose.ROTATE_90)
     elif placement.pose == "tilted":
-        cut = cut.rotate(24 * rng.choice((-1, 1)), resample=Image.Resampling.BILINEAR, expand=True)
+        cut = cut.rotate(10 * rng.choice((-1, 1)), resample=Image.Resampling.BILINEAR, expand=True)
     x = COLUMNS[placement.position] + rng.uniform(-0.03, 0.03)
-    foot = 0.93 if is_studio else BASE[placement.distance] + rng.uniform(-0.02, 0.02)
+    foot = 0.93 if is_studio else ROWS[placement.distance] + rng.uniform(-0.02, 0.02)
     left = round(x * size - cut.width / 2)
     left = min(max(left, -cut.width // 6), size - cut.width + cut.width // 6)
     return cut, (left, round(foot * size - cut.height))
@@ -111,12 +125,12 @@ def _drop_shadow(image: Image.Image, cut: Image.Image, corner: tuple[int, int]) 
     image.paste((20, 20, 26), area[:2], mask)
 
 
-def _weather(pixels: np.ndarray, weather: str, rng: random.Random) -> np.ndarray:
+def _weather(pixels: np.ndarray, weather: str, strength: np.ndarray, rng: random.Random) -> np.ndarray:
     if weather == "clear":
         return pixels
     size = pixels.shape[0]
     if weather == "fog":
-        return pixels + (np.float32(214) - pixels) * _fog(size)
+        return pixels + (np.float32(214) - pixels) * _fog(size) * strength
     fall = Image.new("L", (size, size), 0)
     pen = ImageDraw.Draw(fall)
     if weather == "rain":
@@ -124,13 +138,18 @@ def _weather(pixels: np.ndarray, weather: str, rng: random.Random) -> np.ndarray
             x, y = rng.uniform(0, 1.1) * size, rng.uniform(-0.1, 1) * size
             pen.line([x, y, x - size * 0.03, y + size * 0.1], fill=150)
         grey = pixels.mean(axis=2, keepdims=True)
-        pixels = (pixels * np.float32(0.72) + grey * np.float32(0.28)) * np.float32(0.82)
+        wet = (pixels * np.float32(0.6) + grey * np.float32(0.4)) * np.float32(0.75)
+        pixels = pixels + (wet - pixels) * strength
     else:
         for _ in range(90):
             x, y, r = rng.uniform(0, 1) * size, rng.uniform(0, 1) * size, rng.uniform(0.006, 0.014) * size
             pen.ellipse([x - r, y - r, x + r, y + r], fill=255)
-        pixels = pixels + (np.float32(248) - pixels) * _snow(size)
-    cover = np.asarray(fall, dtype=np.float32)[..., None] / np.float32(255)
+        pixels = pixels + (np.float32(248) - pixels) * _snow(size) * strength
+    cover = (
+        np.asarray(fall, dtype=np.float32)[..., None]
+        / np.float32(255)
+        * (np.float32(0.4) + np.float32(0.6) * strength)
+    )
     return pixels + (np.float32(244) - pixels) * cover
 
 

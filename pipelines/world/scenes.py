@@ -20,8 +20,9 @@ LIGHTS = {
 """Domain → kinds of light; the first is the plain one."""
 WEATHERS = ("clear", "rain", "snow", "fog")
 """Weather at places under the sky of cars and landmarks; elsewhere always clear."""
-POSITIONS = ("left", "middle", "right")
+POSITIONS = ("left", "right")
 DISTANCES = ("near", "far")
+"""The near objects stand in front, the far ones behind them: position and distance make four places to stand."""
 POSES = {
     "fashion": ("upright", "tilted"),
     "car": ("right", "left"),
@@ -124,19 +125,19 @@ def _scene(
 ) -> SceneSpec:
     image_id = f"{domain}/{instance_name(domain, index)}/scene-{number:02d}.jpg"
     weathers = WEATHERS if domain in ("car", "landmark") else WEATHERS[:1]
-    slots = rng.sample(POSITIONS, 3)
+    stands = rng.sample([(p, d) for p in POSITIONS for d in DISTANCES], 4)
     others = _others(config, index, rng)
     companions = tuple(
-        Placement(other, slot, rng.choice(DISTANCES), rng.choice(POSES[domain]))
-        for other, slot in zip(others, slots[1:], strict=False)
+        Placement(other, *stand, rng.choice(POSES[domain]))
+        for other, stand in zip(others, stands[1:], strict=False)
     )
     context = Context(
         kind="scene",
         place=place,
         light=rng.choice(LIGHTS[domain]),
         weather=rng.choice(weathers),
-        position=slots[0],
-        distance=rng.choice(DISTANCES),
+        position=stands[0][0],
+        distance=stands[0][1],
         pose=rng.choice(POSES[domain]),
         companions=tuple(f"{domain}/{instance_name(domain, other)}" for other in others),
     )

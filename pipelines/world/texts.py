@@ -11,10 +11,10 @@ from pipelines.world.wordings import DISTANCE, FRAMES, LIGHT, PLACE, POSE, POSIT
 MIN_WORDS = 10
 MAX_WORDS = {"fashion": 30, "car": 25, "product": 30, "landmark": 30}
 """Domain → most words of a text."""
-MAX_CHANGES = 3
-"""Changes stated beside the place; which ones is decided by the order of `FACETS`."""
+MAX_CHANGES = 1
+"""Changes stated beside the place; when more facets differ, these are drawn from them."""
 FACETS = ("light", "weather", "position", "distance", "pose")
-"""What may be stated beside the place, the most telling first."""
+"""What may be stated beside the place."""
 TRIES = 64
 
 
@@ -27,7 +27,7 @@ def modification_text(
 ) -> str | None:
     """A sentence that says what is different in the target context.
 
-    The place is always stated, with up to three of the facets that differ. Companions are never mentioned.
+    The place is always stated, with one of the facets that differ. Companions are never mentioned.
 
     Args:
         domain: one of the world's domains.
@@ -43,7 +43,7 @@ def modification_text(
     if not differing and reference_context["place"] == target_context["place"]:
         return None
     rng = random.Random(f"{rng_seed}/text")
-    stated = differing[:MAX_CHANGES]
+    stated = rng.sample(differing, min(MAX_CHANGES, len(differing)))
     frames = FRAMES["changes" if stated else "place"].ways(held_out_wording)
     for _ in range(TRIES):
         rng.shuffle(stated)
@@ -63,4 +63,4 @@ def _wording(domain: str, facet: str, value: str) -> Wording:
 
 
 def _join(clauses: list[str]) -> str:
-    return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])} and {clauses[-1]}"
+    return " and ".join(part for part in (", ".join(clauses[:-1]), *clauses[-1:]) if part)
