@@ -136,8 +136,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # never repeated often; BERT's 0.02 is meant for width 768 and starts here with nearly equal outputs.
     "tiny": {
         "vision_config": {
-            "image_size": 64, "patch_size": 4, "hidden_size": 96, "num_hidden_layers": 1,
-            "num_attention_heads": 4, "intermediate_size": 384,
+            "image_size": 64, "patch_size": 4, "hidden_size": 128, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "intermediate_size": 256,
         },
         "qformer": {
             "hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192,
@@ -145,7 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "initializer_range": 0.1, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
         },
         "num_query_tokens": 8, "num_probe_tokens": 4, "embed_dim": 64, "crm_feedforward": 192,
-        "crm_dropout": 0.0, "beta_hidden": 64, "initial_beta": 4.0, "aligned_start": True,
+        "crm_dropout": 0.0, "beta_hidden": 64, "initial_beta": 6.0, "aligned_start": True,
     },
     # EVA ViT-g/14 of BLIP-2 and its BERT-base Q-Former: the defaults of the two transformers classes.
     "vit_g": {},
