@@ -16,7 +16,9 @@ def state(value: float) -> dict[str, torch.Tensor]:
     return {"weights": torch.full((3,), value), "step": torch.tensor(value)}
 
 
-def save(run: Path, step: int, world_size: int = 2, ranks: tuple[int, ...] = (0, 1), kept: int = 2) -> None:
+def save(
+    run: Path | str, step: int, world_size: int = 2, ranks: tuple[int, ...] = (0, 1), kept: int = 2
+) -> None:
     for rank in ranks:
         writer = CheckpointWriter(str(run), rank, world_size, kept)
         writer.save(step, state(step + rank / 10))
@@ -57,6 +59,18 @@ def test_parts_of_different_worker_counts_do_not_complete_each_other(tmp_path: P
     save(tmp_path, 3, world_size=2, ranks=(0,))
     save(tmp_path, 3, world_size=4, ranks=(1, 2))
     assert checkpoints.complete_steps(str(tmp_path)) == []
+
+
+def test_the_same_holds_on_s3(s3_bucket: str) -> None:
+    run = f"{s3_bucket}/runs/small"
+    assert checkpoints.complete_steps(run) == []
+    for step in (1, 2, 3):
+        save(run, step, ranks=(1, 0))
+    save(run, 4, ranks=(1,))
+    assert checkpoints.complete_steps(run) == [2, 3]
+    assert checkpoints.load(run, 3, 1, 2)["weights"].tolist() == state(3.1)["weights"].tolist()
+    checkpoints.remove_all(run)
+    assert checkpoints.complete_steps(run) == []
 
 
 def test_each_rank_reads_its_own_part_bit_for_bit(tmp_path: Path) -> None:
