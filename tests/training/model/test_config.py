@@ -47,7 +47,7 @@ def test_save_and_load(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = AdaFocalConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
-    assert loaded.vision_config.hidden_size == 96
+    assert loaded.vision_config.hidden_size == 128
 
 
 def test_all_problems_are_reported_together():
