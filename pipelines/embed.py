@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from infra.base import storage
@@ -217,6 +218,18 @@ def _compute(
             progress.update(row["images"])
 
 
+def _embed_in_task(
+    batch: dict[str, Any], recipe_json: str, store_url: str, feature_key: str
+) -> dict[str, list[Any]]:
+    return _warm_embedder(recipe_json, store_url, feature_key)(batch)
+
+
+@lru_cache(maxsize=1)
+def _warm_embedder(recipe_json: str, store_url: str, feature_key: str) -> Embedder:
+    """The embedder of this process; later tasks find the tower in memory."""
+    return Embedder(TrainRecipe.model_validate_json(recipe_json), store_url, feature_key)
+
+
 def _run(
     recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
@@ -226,14 +239,24 @@ def _run(
 
     connect()
     workers = min(recipe.embed.workers or data_workers(), len(missing))
-    resources: dict[str, Any] = {"num_gpus": 1} if recipe.scaling.use_gpu else {"num_cpus": 1}
-    rows = ray.data.from_items(missing, override_num_blocks=len(missing)).map_batches(
-        Embedder,
-        fn_constructor_args=(recipe, draft.url, plan.feature_key),
-        batch_size=1,
-        concurrency=workers,
-        **resources,
-    )
+    dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
+    # As in `stages`: tasks reuse warm processes, a GPU needs a pool of actors that keep their device.
+    if recipe.scaling.use_gpu:
+        rows = dataset.map_batches(
+            Embedder,
+            fn_constructor_args=(recipe, draft.url, plan.feature_key),
+            batch_size=1,
+            num_gpus=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+    else:
+        rows = dataset.map_batches(
+            _embed_in_task,
+            fn_args=(recipe.model_dump_json(), draft.url, plan.feature_key),
+            batch_size=1,
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=workers),
+        )
     yield from rows.iter_rows()
 
 

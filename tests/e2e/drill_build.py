@@ -33,7 +33,7 @@ images_per_part: {per_part}
 workers: 2
 """
 DRIVER_PAUSE_S = 0.02
-RUN_LIMIT_S = 300
+RUN_LIMIT_S = 900
 
 
 @dataclass

@@ -18,6 +18,7 @@ from pipelines.embed import embed
 from training.config import TrainRecipe
 from training.export import build_model, build_processor
 from training.features import FeatureStore
+from training.model.config import preset
 
 pytestmark = pytest.mark.ray
 
@@ -83,7 +84,9 @@ def test_a_killed_run_goes_on_with_the_missing_shards(ray_session: None, benchma
 def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(benchmark: Version) -> None:
     outcome = embed(recipe(benchmark), context(benchmark, "dry", dry_run=True))
     assert outcome.figures["forwards"] == 24
-    assert outcome.figures["bytes"] == 24 * 101 * 96 * 2
+    config = preset("tiny")
+    per_image = config.num_image_tokens * config.vision_config.hidden_size * 2  # bfloat16
+    assert outcome.figures["bytes"] == 24 * per_image
     assert not Path(context(benchmark, "dry").root).exists()
 
 
