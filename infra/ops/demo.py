@@ -77,7 +77,11 @@ def demo(recipe: DemoRecipe, context: Context) -> Outcome:
         )
         for label, run in runs.items()
     }
-    page = stage("report", report, ReportRecipe(evaluations=[_location(e) for e in evaluations.values()]))
+    page = stage(
+        "report",
+        report,
+        ReportRecipe(evaluations=[_location(e) for e in evaluations.values()], labels=list(MODELS)),
+    )
     scores = {label: outcome.figures["overall"] for label, outcome in evaluations.items()}
     betas = {label: outcome.figures["beta"] for label, outcome in evaluations.items()}
     return Outcome(
