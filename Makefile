@@ -37,8 +37,8 @@ bench: .venv  ## speed and memory, results into benchmarks/results/
 	$(BIN)/python -m benchmarks.demo
 
 drills: .venv  ## kill -9 at seeded random moments, results into benchmarks/results/
-	$(BIN)/python tests/e2e/drill_build.py --kills 10 --seed 0
-	$(BIN)/python tests/e2e/drill_train.py --kills 10 --seed 0
+	$(BIN)/python tests/e2e/drill_build.py --kills 10 --seed 0 --json benchmarks/results/drill_build.json
+	$(BIN)/python tests/e2e/drill_train.py --kills 10 --seed 0 --out benchmarks/results
 
 clean:  ## remove what the targets made (not ./oacir-data)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
