@@ -1,6 +1,6 @@
 """Drill: kill the driver of a training with SIGKILL at random moments, give the same command again, compare.
 
-    python tests/e2e/drill_train.py --kills 10 --seed 0 --out results/
+    python tests/e2e/drill_train.py --kills 10 --seed 0 --out benchmarks/results
 
 One run is trained undisturbed, another of the same recipe is killed again and again and always resumed by the same
 command. The drill passes if both have the same losses (bit for bit, no step lost or doubled) and content hash, and no
@@ -237,7 +237,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--identities", type=int, default=60)
     parser.add_argument("--victim", choices=("driver", "worker"), default="driver")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()
     sys.path.append(str(ROOT / "tests" / "support"))
     with tempfile.TemporaryDirectory(prefix="oacir-drill-") as name:
