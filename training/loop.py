@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.train import CheckpointUploadMode
 from ray.train.torch import get_device
 from torch import Tensor
 
@@ -195,7 +196,9 @@ class Loop:
         averages = torch.tensor([row[1:] for row in found]).mean(0).tolist()
         metrics = {f"dev_{name}": value for name, value in zip(MEASURES, averages, strict=True)}
         ray.train.report(
-            {"step": self.step, "epoch": epoch + 1, "loss": self.history[-1][2], "dev": mean} | metrics
+            {"step": self.step, "epoch": epoch + 1, "loss": self.history[-1][2], "dev": mean} | metrics,
+            # in a thread: otherwise a report waits until the controller has taken the one before
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         )
 
     def save(self) -> None:
