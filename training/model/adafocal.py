@@ -27,6 +27,8 @@ from training.model.qformer import (
 QUERY_STD = 0.02
 ALIGNED_FEEDFORWARD = 0.2
 """Scale of the feed-forwards' output weights in an aligned start."""
+ALIGNED_CROSS_ATTENTION = 3.0
+"""Scale of the cross-attentions' output weights in an aligned start."""
 
 
 class QueryOutput(NamedTuple):
@@ -239,9 +241,10 @@ def random_model(config: AdaFocalConfig, seed: int, with_tower: bool = True) -> 
 def _align(model: AdaFocalModel, generator: torch.Generator) -> None:
     """Let what the tokens hold pass to the outputs nearly unchanged, so that query and target start in one space.
 
-    Self-attention's value map starts orthogonal and its output map as the inverse, the feed-forwards start small, and
-    both projections start equal. From BERT's start they are unrelated, and a run of a few hundred steps is over
-    before they meet.
+    Self-attention's value map starts orthogonal and its output map as the inverse, the feed-forwards start small, what
+    cross-attention reads of the image starts large beside the queries, and both projections start equal. From BERT's
+    start they are unrelated, and a run of a few hundred steps is over before they meet; how soon they do then
+    depends on the seed.
     """
     for layer in model.qformer.modules():
         if not isinstance(layer, QFormerLayer):
@@ -249,6 +252,8 @@ def _align(model: AdaFocalModel, generator: torch.Generator) -> None:
         attention = layer.attention
         value = nn.init.orthogonal_(attention.attention.value.weight, generator=generator)
         attention.output.dense.weight.copy_(value.T)
+        if layer.crossattention is not None:
+            layer.crossattention.output.dense.weight.mul_(ALIGNED_CROSS_ATTENTION)
         layer.output.dense.weight.mul_(ALIGNED_FEEDFORWARD)
         layer.output_query.dense.weight.mul_(ALIGNED_FEEDFORWARD)
     model.text_projection.weight.copy_(model.vision_projection.weight)
