@@ -15,8 +15,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class ModelSection(Config):
     """The model and where its weights come from."""
 
-    preset: Literal["tiny", "vit_g"] = "tiny"
-    """Named sizes: tiny (CPU) or vit_g (the paper's)."""
+    preset: Literal["tiny", "vit_g", "vit_l"] = "tiny"
+    """Named sizes: tiny (CPU), vit_g (the paper's) or vit_l (its smaller variant)."""
+    method: Literal["adafocal", "sprc"] = "adafocal"
+    """AdaFocal, or SPRC (two passes, three losses; with a modulation it is SPRC†)."""
     weights: str | None = None
     """A directory of save_pretrained or a Hub id; null starts from random weights. Nothing else is fetched."""
     seed: int = 0
@@ -25,6 +27,10 @@ class ModelSection(Config):
     """Where β comes from: none (β = 0), fixed, or the CAAM's scalar or vector."""
     fixed_beta: Annotated[float, Field(ge=0)] = 0.0
     """The constant β of modulation fixed."""
+    crm: Literal["transformer", "mlp", "average"] = "transformer"
+    """What reads the probes: the paper's transformer, an MLP over all of them, or their average."""
+    trainable_probes: bool = True
+    """False keeps the probe tokens as they start."""
     probe_tokens: Positive | None = None
     """K, probe tokens of the CAAM; null keeps the preset's or the weights' own."""
     crm_layers: Positive | None = None

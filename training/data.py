@@ -34,17 +34,22 @@ class Batch(NamedTuple):
     """One worker's part of a global batch.
 
     Attributes:
-        reference_tokens, target_tokens: frozen tokens, float32 [b, N, D].
+        reference_tokens: frozen tokens of the references, float32 [b, N, D].
+        target_tokens: frozen tokens of the part's distinct targets, float32 [u, N, D].
+        target_index: which of them each query has, int64 [b].
         input_ids, attention_mask: texts padded to the longest of the part, int64 [b, L].
-        patch_mask: 1 where the box touches a patch, float32 [b, N].
+        patch_mask: 1 where the region touches a patch, float32 [b, N].
+        modulate: whether any query of the global batch has a region.
         total: rows of the global batch.
     """
 
     reference_tokens: Tensor
     target_tokens: Tensor
+    target_index: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     patch_mask: Tensor
+    modulate: bool
     total: int
 
     def to(self, device: torch.device) -> Batch:
@@ -86,12 +91,21 @@ class QuerySet:
         """Patch masks of some rows, float32 [b, N]."""
         return torch.from_numpy(self.patch_masks[rows]).float()
 
-    def batch(self, store: FeatureStore, rows: Rows, total: int) -> Batch:
-        """A worker's part of a global batch of `total` rows."""
-        tokens = store.tokens(np.concatenate([self.reference_rows[rows], self.target_rows[rows]]))
-        input_ids, attention_mask = self.texts(rows)
-        reference, target = tokens[: len(rows)], tokens[len(rows) :]
-        return Batch(reference, target, input_ids, attention_mask, self.regions(rows), total)
+    def batch(self, store: FeatureStore, rows: Rows, start: int, end: int) -> Batch:
+        """The part `start` … `end` of the global batch of `rows`."""
+        own = rows[start:end]
+        targets, target_index = np.unique(self.target_rows[own], return_inverse=True)
+        input_ids, attention_mask = self.texts(own)
+        return Batch(
+            store.tokens(self.reference_rows[own]),
+            store.tokens(targets),
+            torch.from_numpy(target_index),
+            input_ids,
+            attention_mask,
+            self.regions(own),
+            bool(self.patch_masks[rows].any()),
+            len(rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FOLDER = "export"
 TOWER = "vision_model."
-MODULATOR = "caam."
 SHARD_SIZE = "1GB"
 DEFAULT_CACHE = Path.home() / ".cache" / "oacir" / "models"
 """Where exported models on S3 are kept on this machine, one folder per content hash; safe to delete."""
@@ -37,11 +36,13 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
     Raises:
         OacirError: the weights do not fit, or `overrides` are given beside them.
     """
-    from training.model.adafocal import AdaFocalModel, random_model
-    from training.model.config import preset
+    from training.model.auto import load_model, random_model
+    from training.model.config import METHODS, preset
 
     changes: dict[str, Any] = {
         "modulation": section.modulation,
+        "crm": section.crm,
+        "trainable_probes": section.trainable_probes,
         "fixed_beta": section.fixed_beta,
         "bias_scale": section.bias_scale,
         "trainable_queries": section.trainable_queries,
@@ -51,7 +52,7 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
     if section.crm_layers is not None:
         changes["crm_layers"] = section.crm_layers
     if section.weights is None:
-        config = preset(section.preset, **(changes | section.overrides))
+        config = preset(section.preset, section.method, **(changes | section.overrides))
         with _one_thread():
             return random_model(config, section.seed, with_tower)
     if section.overrides:
@@ -60,8 +61,9 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
             " remove one of the two"
         )
     _quiet()
-    base = AdaFocalModel.from_pretrained(section.weights, with_tower=with_tower)
-    config = type(base.config)(**(base.config.to_dict() | changes))
+    base = load_model(section.weights, with_tower=with_tower)
+    sizes = {k: v for k, v in base.config.to_dict().items() if k not in ("model_type", "architectures")}
+    config = METHODS[section.method](**(sizes | changes))
     model = random_model(config, section.seed, with_tower=False)
     _copy_weights(base, model, section.weights)
     if with_tower:
@@ -113,7 +115,7 @@ def open_model(
         VersionError: the run is unfinished.
         OacirError: no model lies there.
     """
-    from training.model.adafocal import AdaFocalModel
+    from training.model.auto import load_model
     from training.model.processing import AdaFocalProcessor
 
     _quiet()
@@ -125,7 +127,7 @@ def open_model(
     ):
         folder = _export_folder(open_version(url), cache)
     return (
-        AdaFocalModel.from_pretrained(folder, with_tower=with_tower),
+        load_model(folder, with_tower=with_tower),
         AdaFocalProcessor.from_pretrained(folder),
     )
 
@@ -168,15 +170,17 @@ def _one_thread() -> Iterator[None]:
 
 
 def _copy_weights(base: AdaFocalModel, model: AdaFocalModel, source: str) -> None:
-    """All weights of `base` but the tower's into `model`; its modulator only if it is the same one."""
+    """All weights of `base` but the tower's into `model`; a part that a method brings only if it is the same one."""
     wanted = model.state_dict()
     given = {name: value for name, value in base.state_dict().items() if not name.startswith(TOWER)}
-
-    def shapes(state: Mapping[str, Tensor], modulator: bool) -> dict[str, tuple[int, ...]]:
-        return {k: tuple(v.shape) for k, v in state.items() if k.startswith(MODULATOR) == modulator}
-
-    if shapes(wanted, False) != shapes(given, False):
+    own = (*base.own_parts, *model.own_parts)
+    for part in own:
+        if _shapes(given, (part,)) != _shapes(wanted, (part,)):
+            given = {name: value for name, value in given.items() if not name.startswith(part)}
+    if _shapes(given) != {k: v for k, v in _shapes(wanted).items() if k in given or not k.startswith(own)}:
         raise OacirError(f"model.weights {source}: its shapes are not those of its own config.json")
-    if shapes(wanted, True) != shapes(given, True):
-        given = {name: value for name, value in given.items() if not name.startswith(MODULATOR)}
     model.load_state_dict(wanted | given)
+
+
+def _shapes(state: Mapping[str, Tensor], prefixes: tuple[str, ...] = ("",)) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items() if name.startswith(prefixes)}

@@ -29,7 +29,7 @@ from training.distributed import share
 from training.features import FeatureStore
 from training.job import BEST, TRAINED, Job
 from training.model.adafocal import AdaFocalModel
-from training.model.config import AdaFocalConfig
+from training.model.auto import config_of, new_model
 from training.optim import build_optimizer, set_rates
 from training.task import ContrastiveTask
 
@@ -54,7 +54,7 @@ def train_worker(job: Job) -> None:
     device = get_device()
     store = FeatureStore.open(job.store_url, job.feature_key)
     queries, sampler, galleries, weights = ray.get([job.queries, job.sampler, job.galleries, job.weights])
-    model = AdaFocalModel(AdaFocalConfig(**job.config), with_tower=False)
+    model = new_model(config_of(job.config), with_tower=False)
     model.load_state_dict(weights)
     loop = Loop(job, model.to(device), store, queries, sampler, galleries, device)
     try:
@@ -143,7 +143,7 @@ class Loop:
         began = time.perf_counter()
         start, end = share(len(rows), self.rank, self.world_size)
         with self.parts.time("data"):
-            batch = self.queries.batch(self.store, rows[start:end], len(rows)).to(self.device)
+            batch = self.queries.batch(self.store, rows, start, end).to(self.device)
         # dropout is a pure function of (seed, step, rank), so a resumed step draws the same masks
         torch.manual_seed(((self.training.seed * 1_000_003 + self.step) * 8191 + self.rank) % 2**63)
         set_rates(self.engine.optimizer.param_groups, self.step, self.job.total_steps, self.training)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from training.data import Batch
 from training.distributed import gather_rows, share
-from training.losses import info_nce
 from training.model.adafocal import AdaFocalModel
-from training.scoring import max_over_set
+from training.model.interfaces import LossContext
 
 
 class StepOutput(NamedTuple):
@@ -30,7 +29,7 @@ class StepOutput(NamedTuple):
 
 
 class ContrastiveTask(nn.Module):
-    """AdaFocal under one-way InfoNCE, each query against the targets of all workers.
+    """A model under its own objective, each query against the targets of all workers.
 
     Args:
         model: with or without its tower.
@@ -51,12 +50,27 @@ class ContrastiveTask(nn.Module):
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         device = batch.reference_tokens.device.type
         with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            query, targets = self.model(*batch[:-1])
+            query, distinct = self.model(
+                batch.reference_tokens,
+                batch.target_tokens,
+                batch.input_ids,
+                batch.attention_mask,
+                batch.patch_mask,
+                batch.modulate,
+            )
+        targets = distinct[batch.target_index]  # [b, M, d]
         start, end = share(batch.total, rank, world_size)
         exact = self.model.temp.dtype  # float32, or float64 where a test asks for more digits
-        all_targets = gather_rows(targets.to(exact), batch.total)  # [total, M, d]
-        scores = max_over_set(query.embedding.to(exact), all_targets)
-        labels = torch.arange(start, end, device=scores.device)
-        loss_sum = info_nce(scores, self.model.temp, labels) * (end - start)
+        context = LossContext(
+            query._replace(
+                embedding=query.embedding.to(exact), extras={k: v.to(exact) for k, v in query.extras.items()}
+            ),
+            gather_rows(targets.to(exact), batch.total),  # [total, M, d]
+            torch.arange(start, end, device=targets.device),
+            self.model.temp,
+            self.model.score,
+        )
+        terms = [weight * loss(context) for weight, loss in self.model.objective]
+        loss_sum = torch.stack(terms).sum() * (end - start)
         beta = None if query.beta is None else query.beta.detach().float()
         return StepOutput(loss_sum * (world_size / batch.total), loss_sum.detach(), beta)

@@ -68,7 +68,7 @@ def test_groups_are_the_domains_on_request() -> None:
 def queries() -> QuerySet:
     return QuerySet(
         reference_rows=np.array([0, 2, 4]),
-        target_rows=np.array([1, 3, 5]),
+        target_rows=np.array([5, 3, 5]),
         input_ids=np.array([[2, 7, 3, 0, 0], [2, 7, 8, 9, 3], [2, 3, 0, 0, 0]], np.int32),
         text_lengths=np.array([3, 5, 2], np.int32),
         patch_masks=np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0]], bool),
@@ -80,13 +80,21 @@ def test_a_batch_holds_tokens_texts_and_regions_of_its_rows(queries: QuerySet) -
         return torch.from_numpy(rows).float()[:, None, None].expand(-1, 3, 4)
 
     store = cast(FeatureStore, SimpleNamespace(tokens=tokens))
-    batch = queries.batch(store, np.array([2, 0]), total=5)
+    batch = queries.batch(store, np.array([1, 2, 0]), 1, 3)
     assert batch.reference_tokens[:, 0, 0].tolist() == [4.0, 0.0]
-    assert batch.target_tokens[:, 0, 0].tolist() == [5.0, 1.0]
+    assert batch.target_tokens[:, 0, 0].tolist() == [5.0]  # both queries have this target
+    assert batch.target_index.tolist() == [0, 0]
     assert batch.input_ids.tolist() == [[2, 3, 0], [2, 7, 3]]
     assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
     assert batch.patch_mask.tolist() == [[0, 0, 0], [0, 1, 0]]
-    assert batch.total == 5
+    assert batch.total == 3
+
+
+def test_whether_the_modulator_runs_is_decided_on_the_global_batch(queries: QuerySet) -> None:
+    """The third row alone has no region; beside the first it is modulated (with zero bias), whoever holds it."""
+    store = cast(FeatureStore, SimpleNamespace(tokens=lambda rows: torch.zeros(len(rows), 3, 4)))
+    assert queries.batch(store, np.array([0, 2]), 1, 2).modulate
+    assert not queries.batch(store, np.array([2]), 0, 1).modulate
 
 
 def test_texts_are_as_long_as_the_longest_of_the_batch(queries: QuerySet) -> None:

@@ -24,7 +24,8 @@ from training.config import TrainRecipe
 from training.data import Batch
 from training.distributed import gather_rows, share
 from training.losses import info_nce
-from training.model.adafocal import AdaFocalModel, random_model
+from training.model.adafocal import AdaFocalModel
+from training.model.auto import random_model
 from training.model.config import preset
 from training.scoring import max_over_set
 from training.task import ContrastiveTask
@@ -46,27 +47,41 @@ def small_model(dtype: torch.dtype) -> AdaFocalModel:
     return random_model(preset("tiny", **sizes), seed=1, with_tower=False).to(dtype).train()
 
 
-def global_batch(dtype: torch.dtype) -> Batch:
-    """Boxes in the first rows only, so that the last worker has none: it must not skip the CAAM alone."""
+def global_batch(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Boxes in the first rows only, so that the last worker has none: it must not skip the CAAM alone.
+
+    The targets of rows 0 and 1 are one image, and those of rows 2 and 10, which different workers have.
+    """
     generator = torch.Generator().manual_seed(5)
-    tokens = torch.randn(2, ROWS, 17, 16, generator=generator, dtype=dtype)
+    references, targets = torch.randn(2, ROWS, 17, 16, generator=generator, dtype=dtype)
+    targets[1], targets[10] = targets[0], targets[2]
     mask = torch.ones(ROWS, 6, dtype=torch.long)
     mask[::2, 4:] = 0
     regions = (torch.rand(ROWS, 17, generator=generator) > 0.5).to(dtype)
     regions[4:] = 0
     ids = torch.randint(5, 20, (ROWS, 6), generator=generator)
-    return Batch(tokens[0], tokens[1], ids, mask, regions, ROWS)
+    return {
+        "reference_tokens": references,
+        "target_tokens": targets,
+        "input_ids": ids,
+        "attention_mask": mask,
+        "patch_mask": regions,
+    }
 
 
-def part(batch: Batch, rank: int, world_size: int) -> Batch:
+def part(batch: dict[str, Tensor], rank: int, world_size: int) -> Batch:
+    """A worker's rows, each distinct target once."""
     start, end = share(ROWS, rank, world_size)
-    return Batch(*(t[start:end] for t in batch[:-1]), total=ROWS)
+    own = {name: tensor[start:end] for name, tensor in batch.items()}
+    distinct, index = own["target_tokens"].unique(dim=0, return_inverse=True)
+    own["target_tokens"] = distinct
+    return Batch(**own, target_index=index, modulate=bool(batch["patch_mask"].any()), total=ROWS)
 
 
 def reference_gradients(dtype: torch.dtype) -> tuple[float, Gradients]:
     """One process, plain InfoNCE over the whole batch; no code of the distributed path."""
     model, batch = small_model(dtype), global_batch(dtype)
-    query, targets = model(*batch[:-1])
+    query, targets = model(**batch)
     loss = info_nce(max_over_set(query.embedding, targets), model.temp, torch.arange(ROWS))
     loss.backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}

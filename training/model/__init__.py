@@ -1,1 +1,5 @@
-"""AdaFocal: importable with torch, transformers and numpy alone."""
+"""The models: importable with torch, transformers and numpy alone. On import AutoConfig and AutoModel learn of them."""
+
+from training.model.auto import register
+
+register()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Blip2VisionModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from infra.base.errors import OacirError
+from training.losses import query_to_target
 from training.model import vision
-from training.model.caam import ContextualReasoning, Modulator
+from training.model.caam import ContextAwareAttentionModulator, FixedModulator
 from training.model.config import AdaFocalConfig
+from training.model.interfaces import Loss, Modulation, Modulator, QueryOutput, Rep
 from training.model.qformer import (
     AttentionMaps,
     ImageMemory,
@@ -23,24 +25,13 @@ from training.model.qformer import (
     TextEmbeddings,
     image_memory,
 )
+from training.scoring import max_over_set
 
 QUERY_STD = 0.02
 ALIGNED_FEEDFORWARD = 0.2
 """Scale of the feed-forwards' output weights in an aligned start."""
 ALIGNED_CROSS_ATTENTION = 3.0
 """Scale of the cross-attentions' output weights in an aligned start."""
-
-
-class QueryOutput(NamedTuple):
-    """What `encode_query` returns.
-
-    Attributes:
-        embedding: query vectors of unit length, [B, d].
-        beta: modulation used, [B, 1] (scalar, fixed) or [B, M] (vector); None if no bias was applied.
-    """
-
-    embedding: Tensor
-    beta: Tensor | None
 
 
 class AdaFocalModel(PreTrainedModel):
@@ -54,13 +45,15 @@ class AdaFocalModel(PreTrainedModel):
     config_class = AdaFocalConfig
     base_model_prefix = "adafocal"
     main_input_name = "reference_tokens"
+    own_parts: ClassVar[tuple[str, ...]] = ("caam.",)
+    """Prefixes of the weights that other checkpoints of the family lack: a fine-tuning may start them from a seed."""
     # A checkpoint holds the tower; a model built without one leaves it aside.
     _keys_to_ignore_on_load_unexpected = (r"^vision_model\.",)
 
     def __init__(self, config: AdaFocalConfig, with_tower: bool = True) -> None:
         super().__init__(config)
         qformer, width = config.qformer, config.qformer.hidden_size
-        self.vision_model: Blip2VisionModel | None = (
+        self.vision_model: vision.Tower | None = (
             vision.build_tower(config.vision_config) if with_tower else None
         )
         self.vision_norm = nn.LayerNorm(config.vision_config.hidden_size, eps=config.vision_norm_eps)
@@ -72,19 +65,9 @@ class AdaFocalModel(PreTrainedModel):
         self.vision_projection = nn.Linear(width, config.embed_dim)
         self.text_projection = nn.Linear(width, config.embed_dim)
         self.temp = nn.Parameter(torch.tensor(float(config.initial_temperature)))
-        self.caam: Modulator | None = None
-        if config.modulation in ("scalar", "vector"):
-            outputs = 1 if config.modulation == "scalar" else config.num_query_tokens
-            crm = ContextualReasoning(
-                width,
-                config.crm_layers,
-                config.crm_heads,
-                config.crm_feedforward,
-                config.crm_dropout,
-                config.beta_hidden,
-                outputs,
-            )
-            self.caam = Modulator(config.num_probe_tokens, crm)
+        self.caam = (
+            ContextAwareAttentionModulator(config) if config.modulation in ("scalar", "vector") else None
+        )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -126,7 +109,7 @@ class AdaFocalModel(PreTrainedModel):
         return self.temp
 
     @property
-    def tower(self) -> Blip2VisionModel:
+    def tower(self) -> vision.Tower:
         """The frozen image tower.
 
         Raises:
@@ -136,7 +119,7 @@ class AdaFocalModel(PreTrainedModel):
             raise OacirError("this model was built without its image tower: load it with with_tower=True")
         return self.vision_model
 
-    def attach_tower(self, tower: Blip2VisionModel) -> None:
+    def attach_tower(self, tower: vision.Tower) -> None:
         """Complete a model that was built without its tower, so that `save_pretrained` writes everything."""
         self.vision_model = tower.requires_grad_(False).eval()
 
@@ -156,12 +139,25 @@ class AdaFocalModel(PreTrainedModel):
         """Pixels [B, 3, H, W] → tokens [B, N, D] of the frozen tower, before the trained LayerNorm; no gradient."""
         return vision.tower_tokens(self.tower, pixels)
 
+    @property
+    def modulator(self) -> Modulator | None:
+        """What makes the bias of the query's attention; None for β = 0."""
+        if self.caam is not None:
+            return self.caam
+        return FixedModulator(self.config) if self.config.fixed_beta else None
+
+    @property
+    def objective(self) -> tuple[tuple[float, Loss], ...]:
+        """The weighted losses this method is trained by."""
+        return ((1.0, query_to_target),)
+
     def encode_query(
         self,
         tokens: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         patch_mask: Tensor | None,
+        modulate: bool | None = None,
         maps: AttentionMaps | None = None,
     ) -> QueryOutput:
         """Encode reference, text and region.
@@ -170,19 +166,32 @@ class AdaFocalModel(PreTrainedModel):
             tokens: reference image tokens [B, N, D].
             input_ids: text token ids [B, L], [CLS] first.
             attention_mask: 1 for tokens, 0 for padding [B, L].
-            patch_mask: 1 where the box touches a patch [B, N]; a row of zeros means no box, None no box at all.
-            maps: filled with the attention weights of the query pass if given.
+            patch_mask: 1 where the region touches a patch [B, N]; a row of zeros means no region, None none at all.
+            modulate: whether the modulator runs. As in the release it does where any query of the batch has a region;
+                who holds a part of a larger batch says so for all of it, so that no worker skips what others wait
+                for. None decides by `patch_mask`.
+            maps: filled with the attention weights of the (first) query pass if given.
         """
         image, text = image_memory(tokens, self.vision_norm), self.embeddings(input_ids, attention_mask)
-        beta = self._modulation(image, text, patch_mask)
-        bias = None if beta is None or patch_mask is None else self._attention_bias(beta, patch_mask)
-        hidden = self.qformer(self.query_tokens, text, image, bias, "text_cls", maps)
-        return QueryOutput(F.normalize(self.text_projection(hidden), dim=-1), beta)
+        modulation = self._modulation(image, text, patch_mask, modulate)
+        hidden, extras = self.fuse(image, text, None if modulation is None else modulation.bias, maps)
+        embedding = F.normalize(self.text_projection(hidden), dim=-1)
+        return QueryOutput(embedding, None if modulation is None else modulation.beta, extras)
 
-    def encode_target(self, tokens: Tensor) -> Tensor:
+    def fuse(
+        self, image: ImageMemory, text: Text, bias: Tensor | None, maps: AttentionMaps | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The state [B, H] that becomes the query vector, and what the method's own losses need."""
+        return self.qformer(self.query_tokens, text, image, bias, "text_cls", maps), {}
+
+    def encode_target(self, tokens: Tensor) -> Rep:
         """Image tokens [B, N, D] → M unit vectors per image, [B, M, d]."""
         hidden = self.qformer(self.query_tokens, None, image_memory(tokens, self.vision_norm), read="queries")
         return F.normalize(self.vision_projection(hidden), dim=-1)
+
+    def score(self, queries: Rep, targets: Rep, chunk: int | None = None) -> Tensor:
+        """Every query against every target, [Q, T]; see `scoring.max_over_set`."""
+        return max_over_set(queries, targets, chunk)
 
     def forward(
         self,
@@ -191,50 +200,40 @@ class AdaFocalModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         patch_mask: Tensor | None,
-    ) -> tuple[QueryOutput, Tensor]:
+        modulate: bool | None = None,
+    ) -> tuple[QueryOutput, Rep]:
         """Queries and targets of a batch; shapes as in `encode_query` and `encode_target`."""
-        query = self.encode_query(reference_tokens, input_ids, attention_mask, patch_mask)
+        query = self.encode_query(reference_tokens, input_ids, attention_mask, patch_mask, modulate)
         return query, self.encode_target(target_tokens)
 
-    def _modulation(self, image: ImageMemory, text: Text, patch_mask: Tensor | None) -> Tensor | None:
-        """β [B, 1 or M]; None where the release leaves the attention alone: β = 0, or no box in the batch."""
-        constant = self.config.fixed_beta
-        if (self.caam is None and constant == 0) or patch_mask is None:
+    def initialise_own_parts(self, generator: torch.Generator) -> None:
+        """Random weights for what `own_parts` names."""
+        if self.caam is not None:
+            self.caam.initialise(generator)
+
+    def _modulation(
+        self, image: ImageMemory, text: Text, patch_mask: Tensor | None, modulate: bool | None
+    ) -> Modulation | None:
+        if patch_mask is None or self.modulator is None:
             return None
-        # in training the CAAM runs also for a batch without any box (its bias is zero): a worker that skipped it
-        # would have no gradients where the others wait for them
-        if not self.training and not bool(patch_mask.any()):
+        if not (bool(patch_mask.any()) if modulate is None else modulate):
             return None
-        if self.caam is None:
-            return text.rows.new_full((len(patch_mask), 1), constant)
-        hidden = self.qformer(self.caam.probe_tokens, text, image, read="queries")
-        beta: Tensor = self.caam.crm(hidden)
-        return beta
-
-    def _attention_bias(self, beta: Tensor, patch_mask: Tensor) -> Tensor:
-        """β [B, 1 or M] and mask [B, N] → bias of the scaled logits, [B, 1, 1 or M, N]."""
-        bias = beta[:, None, :, None] * patch_mask[:, None, None, :].to(beta.dtype)
-        if self.config.bias_scale == "paper":
-            bias = bias * (self.config.qformer.hidden_size // self.config.qformer.num_attention_heads) ** -0.5
-        return bias
+        return self.modulator(self.qformer, image, text, patch_mask)
 
 
-def random_model(config: AdaFocalConfig, seed: int, with_tower: bool = True) -> AdaFocalModel:
-    """A model with random weights; the same configuration and seed give the same weights.
+def initialise(model: AdaFocalModel, seed: int) -> None:
+    """Give a model of this family random weights; the same configuration and seed give the same weights.
 
     Tower, Q-Former and CAAM draw from generators of their own: towers agree across modulations (one feature store
     serves them all), and so do the Q-Formers.
     """
-    model = AdaFocalModel(config, with_tower=with_tower)
-    tower_generator, qformer_generator, caam_generator = _generators(seed, 3)
-    if with_tower:
-        vision.initialise_tower(model.tower, tower_generator)
+    tower_generator, qformer_generator, own_generator = _generators(seed, 3)
+    if model.vision_model is not None:
+        vision.initialise_tower(model.vision_model, tower_generator)
     _initialise_qformer(model, qformer_generator)
-    if config.aligned_start:
+    if model.config.aligned_start:
         _align(model, qformer_generator)
-    if model.caam is not None:
-        model.caam.initialise(caam_generator, config.initial_beta)
-    return model.eval()
+    model.initialise_own_parts(own_generator)
 
 
 @torch.no_grad()

@@ -1,22 +1,27 @@
-"""Sizes and switches of AdaFocal, and its named presets."""
+"""Sizes and switches of AdaFocal and of SPRC on the same parts, and their named presets."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from transformers import Blip2QFormerConfig, Blip2VisionConfig, PretrainedConfig
+from transformers import Blip2QFormerConfig, Blip2VisionConfig, CLIPVisionConfig, PretrainedConfig
 
 from infra.base.errors import OacirError
 
 MODULATIONS = ("none", "fixed", "scalar", "vector")
 BIAS_SCALES = ("released", "paper")
+CRM_KINDS = ("transformer", "mlp", "average")
+TOWERS = {kind.model_type: kind for kind in (Blip2VisionConfig, CLIPVisionConfig)}
+"""Kinds of image tower, by the `model_type` of their configuration."""
 
 
 class AdaFocalConfig(PretrainedConfig):
     """Configuration of `AdaFocalModel`; `save_pretrained` and `from_pretrained` as in transformers.
 
     Args:
-        vision_config: the frozen image tower (`Blip2VisionConfig` or its dict).
+        vision_config: the frozen image tower: `Blip2VisionConfig`, `CLIPVisionConfig`, or the dict of one; its
+            `model_type` says which, without it is BLIP-2's.
         qformer: the multimodal encoder (`Blip2QFormerConfig` or its dict); its `encoder_hidden_size` follows the tower.
         num_query_tokens: M, learnable fusion queries; also the vectors per target image.
         num_probe_tokens: K, learnable probe tokens of the CAAM.
@@ -25,7 +30,10 @@ class AdaFocalConfig(PretrainedConfig):
             "vector" (one β per fusion query).
         fixed_beta: the constant of modulation "fixed"; not negative.
         bias_scale: "released" adds β·mask to QKᵀ/√d, "paper" (Eq. 2) adds it before the division by √d.
-        crm_layers, crm_heads, crm_feedforward, crm_dropout, beta_hidden: the contextual reasoning module.
+        crm: what reads the probes: "transformer" (the release's), "mlp" or "average".
+        crm_layers, crm_heads, crm_feedforward, crm_dropout: the transformer of the contextual reasoning module.
+        beta_hidden: width of its head.
+        trainable_probes: False keeps the probe tokens as they start.
         initial_temperature: start of the learnable temperature of the loss.
         initial_beta: where a random model's β starts; None leaves it to the head's random weights (about 0.7).
         aligned_start: a random model starts with query and target in one space (see `adafocal.random_model`).
@@ -48,6 +56,8 @@ class AdaFocalConfig(PretrainedConfig):
     modulation: str = "scalar"
     fixed_beta: float = 0.0
     bias_scale: str = "released"
+    crm: str = "transformer"
+    trainable_probes: bool = True
     crm_layers: int = 2
     crm_heads: int = 8
     crm_feedforward: int = 2048
@@ -64,7 +74,7 @@ class AdaFocalConfig(PretrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Nested dicts become configurations; sizes are checked against each other."""
         if not isinstance(self.vision_config, PretrainedConfig):
-            self.vision_config = Blip2VisionConfig(**(self.vision_config or {}))
+            self.vision_config = _tower_config(self.vision_config or {})
         if not isinstance(self.qformer, PretrainedConfig):
             self.qformer = Blip2QFormerConfig(**{"vocab_size": 30523, **(self.qformer or {})})
         self.qformer.use_qformer_text_input = True
@@ -95,6 +105,7 @@ class AdaFocalConfig(PretrainedConfig):
         checks = [
             (self.modulation in MODULATIONS, f"modulation {self.modulation!r} is not one of {MODULATIONS}"),
             (self.bias_scale in BIAS_SCALES, f"bias_scale {self.bias_scale!r} is not one of {BIAS_SCALES}"),
+            (self.crm in CRM_KINDS, f"crm {self.crm!r} is not one of {CRM_KINDS}"),
             (self.fixed_beta >= 0, f"fixed_beta {self.fixed_beta} is negative, β is at least 0"),
             (
                 self.modulation == "fixed" or self.fixed_beta == 0,
@@ -130,6 +141,31 @@ class AdaFocalConfig(PretrainedConfig):
         return [message for fine, message in checks if not fine]
 
 
+class SprcConfig(AdaFocalConfig):
+    """Configuration of `SprcModel`: AdaFocal's sizes and modulations (SPRC† has one), and the weights of its losses.
+
+    Args:
+        rtc_weight: of the contrast between text with prompts alone and target.
+        align_weight: of the distance between fused tokens and prompts.
+    """
+
+    model_type = "sprc"
+
+    rtc_weight: float = 0.4
+    align_weight: float = 0.4
+
+
+METHODS: dict[str, type[AdaFocalConfig]] = {c.model_type: c for c in (AdaFocalConfig, SprcConfig)}
+"""Method → its configuration class; `auto.MODELS` has the models."""
+
+
+def _tower_config(tree: Mapping[str, Any]) -> PretrainedConfig:
+    kind = tree.get("model_type", Blip2VisionConfig.model_type)
+    if kind not in TOWERS:
+        raise OacirError(f"model: vision_config.model_type {kind!r} is not one of {sorted(TOWERS)}")
+    return TOWERS[kind](**{key: value for key, value in tree.items() if key != "model_type"})
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Learns from nothing in a few hundred steps on a CPU. Every value that differs from BLIP-2's was chosen for that:
     # small patches, because objects are small; cross-attention in each of two layers; no dropout, because an epoch is
@@ -149,26 +185,38 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # EVA ViT-g/14 of BLIP-2 and its BERT-base Q-Former: the defaults of the two transformers classes.
     "vit_g": {},
+    # CLIP ViT-L/14 without its last block, as BLIP-2 uses it, under the same Q-Former.
+    "vit_l": {
+        "vision_config": {
+            "model_type": "clip_vision_model", "image_size": 224, "patch_size": 14, "hidden_size": 1024,
+            "num_hidden_layers": 23, "num_attention_heads": 16, "intermediate_size": 4096,
+            "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+        },
+    },
 }  # fmt: skip
 
 
-def preset(name: str, **overrides: Any) -> AdaFocalConfig:
-    """A named configuration: "tiny" (CPU) or "vit_g" (the paper's).
+def preset(name: str, method: str = "adafocal", **overrides: Any) -> AdaFocalConfig:
+    """A named configuration: "tiny" (CPU), "vit_g" (the paper's) or "vit_l" (its smaller variant).
 
     Args:
         name: one of `PRESETS`.
+        method: one of `METHODS`.
         overrides: fields of `AdaFocalConfig`; dotted keys reach the nested ones: `**{"qformer.hidden_size": 64}`.
 
     Raises:
-        OacirError: an unknown preset, an unknown key, or a value that does not fit.
+        OacirError: an unknown preset or method, an unknown key, or a value that does not fit.
     """
+    if method not in METHODS:
+        raise OacirError(f"model method {method!r} is unknown, choose one of {sorted(METHODS)}")
     if name not in PRESETS:
         raise OacirError(f"model preset {name!r} is unknown, choose one of {sorted(PRESETS)}")
     tree: dict[str, Any] = {"vision_config": {}, "qformer": {}}
     for key, value in PRESETS[name].items():
         tree[key] = dict(value) if isinstance(value, dict) else value
-    plain = set(AdaFocalConfig.__annotations__) - {"vision_config", "qformer", "model_type"}
-    nested = {"vision_config": Blip2VisionConfig(), "qformer": Blip2QFormerConfig()}
+    own = {**AdaFocalConfig.__annotations__, **METHODS[method].__annotations__}
+    plain = set(own) - {"vision_config", "qformer", "model_type"}
+    nested = {"vision_config": _tower_config(tree["vision_config"]), "qformer": Blip2QFormerConfig()}
     for key, value in overrides.items():
         section, _, field = key.rpartition(".")
         if key in plain:
@@ -180,4 +228,4 @@ def preset(name: str, **overrides: Any) -> AdaFocalConfig:
                 f"model override {key!r} is unknown, choose one of {sorted(plain)} or a field of "
                 "vision_config.* or qformer.*"
             )
-    return AdaFocalConfig(**tree)
+    return METHODS[method](**tree)

@@ -9,6 +9,7 @@ biases the cross-attention, reads only some rows of the last layer, and trains o
   applied to a handful of queries instead of hundreds of image tokens, x̂ is shared by all layers and passes, and no
   gradient has to flow into it while the tower is frozen.
 - In the last layer only the rows that are read are computed.
+- A pass may do without an image (SPRC's second): every row then takes the text's feed-forward, as in the release.
 """
 
 from __future__ import annotations
@@ -230,7 +231,7 @@ class QFormerLayer(nn.Module):
         self,
         rows: Tensor,
         layout: Layout,
-        image: ImageMemory,
+        image: ImageMemory | None,
         bias: Tensor | None,
         read: Read,
         maps: AttentionMaps | None,
@@ -243,7 +244,7 @@ class QFormerLayer(nn.Module):
         elif read == "queries" and layout.places is not None:
             wanted = torch.arange(queries, device=rows.device)
         attended = self.attention(rows, layout, wanted, maps.self_attention if maps else None)
-        if read == "text_cls":
+        if read == "text_cls" or image is None:
             return self._feed_text(attended)
         if layout.places is None or read == "queries":
             return self._feed_queries(attended, layout, image, bias, maps)
@@ -302,7 +303,7 @@ class QFormer(nn.Module):
         self,
         queries: Tensor,
         text: Text | None,
-        image: ImageMemory,
+        image: ImageMemory | None,
         bias: Tensor | None = None,
         read: Read = "all",
         maps: AttentionMaps | None = None,
@@ -310,17 +311,24 @@ class QFormer(nn.Module):
         """One pass.
 
         Args:
-            queries: learnable tokens that take the query places, [1, Q, H].
+            queries: what takes the query places, [1, Q, H] (learnable tokens) or [B, Q, H].
             text: embedded text, or None for the queries alone.
-            image: what the queries attend to, batch B.
+            image: what the queries attend to, batch B; None for a pass without cross-attention, in which queries
+                too take the text's feed-forward.
             bias: added to the scaled cross-attention logits in every layer that has them, [B, 1, 1 or Q, N].
             read: "queries" → [B, Q, H]; "text_cls" → [B, H], the text's first token; "all" → packed rows [R, H].
             maps: filled with the attention weights if given; self-attention then runs without its fused kernel.
 
         Returns:
             Hidden states of the last layer.
+
+        Raises:
+            ValueError: neither text nor image is given.
         """
-        batch, count = image.standardised.shape[0], queries.shape[1]
+        if image is None and text is None:
+            raise ValueError("a pass of the Q-Former needs a text or an image")
+        batch = len(image.standardised) if image is not None else len(text.mask)  # type: ignore[union-attr]  # see above
+        count = queries.shape[1]
         layout = layout_of(batch, count, None if text is None else text.mask)
         rows = queries.expand(batch, -1, -1).flatten(0, 1)
         if text is not None:

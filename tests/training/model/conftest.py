@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.model.adafocal import AdaFocalModel, random_model
+from training.model.adafocal import AdaFocalModel
+from training.model.auto import random_model
 from training.model.config import AdaFocalConfig, preset
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other

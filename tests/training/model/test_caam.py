@@ -3,18 +3,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from training.model.caam import ContextualReasoning, Modulator
+from tests.training.model.conftest import small_config
+from training.model.caam import ContextAwareAttentionModulator
+
+SIZES = {
+    "qformer.hidden_size": 16, "crm_layers": 2, "crm_heads": 4, "crm_feedforward": 24, "beta_hidden": 8,
+    "num_query_tokens": 5,
+}  # fmt: skip
 
 
-def build(outputs: int = 1, seed: int = 0) -> Modulator:
-    modulator = Modulator(3, ContextualReasoning(16, 2, 4, 24, 0.1, 8, outputs))
+def build(seed: int = 0, **overrides: object) -> ContextAwareAttentionModulator:
+    modulator = ContextAwareAttentionModulator(small_config(**SIZES, **overrides))
     modulator.initialise(torch.Generator().manual_seed(seed))
     return modulator.eval()
 
 
 def test_reasoning_equals_the_formula():
     """Post-norm ReLU encoder over [cls ; probes], head on the class token, softplus: written out with one head loop."""
-    crm = build(outputs=5).crm
+    crm = build(modulation="vector").crm
     probes = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
     states = torch.cat([crm.cls_token.expand(2, 1, 16), probes], dim=1)
     for layer in crm.transformer_encoder.layers:
@@ -35,6 +41,30 @@ def test_reasoning_equals_the_formula():
     with torch.inference_mode():  # torch's fused encoder
         torch.testing.assert_close(crm(probes), expected, atol=1e-5, rtol=1e-5)
     assert expected.shape == (2, 5)
+
+
+def test_an_mlp_reads_all_probes_and_an_average_their_mean():
+    """Written out: side by side through one layer with ReLU; the mean. Both to the same head, and no transformer."""
+    probes = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+    for kind in ("mlp", "average"):
+        crm = build(crm=kind).crm
+        if kind == "mlp":
+            side_by_side = torch.cat([probes[:, 0], probes[:, 1], probes[:, 2]], dim=1)
+            pooled = (side_by_side @ crm.mlp.weight.T + crm.mlp.bias).relu()
+        else:
+            pooled = (probes[:, 0] + probes[:, 1] + probes[:, 2]) / 3
+        first, _, second = crm.output_head
+        torch.testing.assert_close(
+            crm(probes), F.softplus(second(first(pooled).relu())), atol=1e-6, rtol=1e-5
+        )
+        assert not any("transformer" in name or "cls" in name for name, _ in crm.named_parameters())
+
+
+def test_frozen_probes_are_the_same_but_not_trained():
+    free, frozen = build(seed=3), build(seed=3, trainable_probes=False)
+    assert torch.equal(free.probe_tokens, frozen.probe_tokens)
+    assert free.probe_tokens.requires_grad
+    assert not frozen.probe_tokens.requires_grad
 
 
 def test_beta_is_never_negative():
