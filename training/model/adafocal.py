@@ -15,6 +15,7 @@ from training.losses import query_to_target
 from training.model import vision
 from training.model.caam import ContextAwareAttentionModulator, FixedModulator
 from training.model.config import AdaFocalConfig
+from training.model.explain import Explanation, explain
 from training.model.interfaces import Loss, Modulation, Modulator, QueryOutput, Rep
 from training.model.qformer import (
     AttentionMaps,
@@ -205,6 +206,20 @@ class AdaFocalModel(PreTrainedModel):
         """Queries and targets of a batch; shapes as in `encode_query` and `encode_target`."""
         query = self.encode_query(reference_tokens, input_ids, attention_mask, patch_mask, modulate)
         return query, self.encode_target(target_tokens)
+
+    def explain(
+        self,
+        tokens: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        patch_mask: Tensor | None,
+        target_tokens: Tensor | None = None,
+    ) -> Explanation:
+        """Why these queries find what they find: β, attention with and without it, the winning target token.
+
+        Arguments as in `encode_query`, and the image tokens of one candidate per query [B, N, D]; see `explain.py`.
+        """
+        return explain(self, tokens, input_ids, attention_mask, patch_mask, target_tokens)
 
     def initialise_own_parts(self, generator: torch.Generator) -> None:
         """Random weights for what `own_parts` names."""
