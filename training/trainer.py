@@ -17,7 +17,7 @@ from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
-from training import checkpoints
+from training import card, checkpoints
 from training.config import TrainRecipe
 from training.data import Sampler, batch_groups, image_sizes, load_queries, read_quadruples, used_images
 from training.job import BEST, TRAINED, Board, Job, work
@@ -228,7 +228,7 @@ def _commit(
     from safetensors.torch import load
 
     from training.devset import DEV_COLUMNS, MEASURES, mean_by_step
-    from training.export import write_export
+    from training.export import FOLDER, write_export
     from training.loop import HISTORY_COLUMNS
 
     chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
@@ -259,6 +259,10 @@ def _commit(
     }
     weights = {f.path: f.sha256 for f in files if f.path.endswith(".safetensors")}
     content: dict[str, int | str] = {**weights, "history": rows_hash(history.select(UNTIMED).to_pylist())}
+    card_path = f"{FOLDER}/{card.FILE}"
+    text = card.model_card(recipe, inputs.model, inputs.dataset.manifest, figures)
+    storage.write_bytes(draft.path(card_path), text.encode())
+    files.append(file_entry(draft.url, card_path))
     version = draft.commit(
         content_hash=content_hash(content),
         files=files,

@@ -1,4 +1,4 @@
-"""The models: importable with torch, transformers and numpy alone. On import AutoConfig and AutoModel learn of them."""
+"""The models: importable with torch, transformers and numpy alone. Importing it tells the Auto classes."""
 
 from training.model.auto import register
 

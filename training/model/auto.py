@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from infra.base.errors import OacirError
 from training.model.adafocal import AdaFocalModel, initialise
 from training.model.config import METHODS, AdaFocalConfig
+from training.model.processing import AdaFocalProcessor
 from training.model.sprc import SprcModel
 
 MODELS: dict[str, type[AdaFocalModel]] = {m.config_class.model_type: m for m in (AdaFocalModel, SprcModel)}
@@ -18,10 +19,11 @@ MODELS: dict[str, type[AdaFocalModel]] = {m.config_class.model_type: m for m in 
 
 
 def register() -> None:
-    """Let transformers' AutoConfig and AutoModel know the methods; done on import of `training.model`."""
+    """Let AutoConfig, AutoModel and AutoProcessor know the methods; done on import of `training.model`."""
     for method, config_class in METHODS.items():
         AutoConfig.register(method, config_class, exist_ok=True)
         AutoModel.register(config_class, MODELS[method], exist_ok=True)
+        AutoProcessor.register(config_class, AdaFocalProcessor, exist_ok=True)
 
 
 def config_of(tree: Mapping[str, Any]) -> AdaFocalConfig:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import PushToHubMixin, cached_file
 
 from infra.base.errors import OacirError
 from training.model.config import AdaFocalConfig
@@ -34,8 +35,8 @@ class Inputs(NamedTuple):
     patch_mask: Tensor
 
 
-class AdaFocalProcessor:
-    """Preprocessing that belongs to a model; saved and loaded with it.
+class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers is untyped here
+    """Preprocessing that belongs to a model; saved, loaded and pushed with it, by AutoProcessor too.
 
     Images: pad to ratio `pad_ratio`, short side to `image_size` (bicubic), centre crop, CLIP mean and
     deviation. Texts: lower case, `. ! " ( ) * # : ; ~` become spaces, 50 words, `max_text_tokens` word pieces
@@ -124,18 +125,27 @@ class AdaFocalProcessor:
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
+    def from_pretrained(cls, directory: str | Path, **kwargs: Any) -> Self:
         """Load what `save_pretrained` wrote.
 
+        Args:
+            directory: folder or Hub id.
+            kwargs: passed on to transformers where it is a Hub id (revision, token, cache_dir, …).
+
         Raises:
-            OacirError: the folder holds no processor.
+            OacirError: there is no processor.
         """
-        path = Path(directory) / SETTINGS_FILE
-        if not path.is_file():
-            raise OacirError(f"processor: {path} does not exist; name a folder that `save_pretrained` wrote")
-        settings = json.loads(path.read_text())
+        kwargs.pop("trust_remote_code", None)  # AutoProcessor sends it; no code is ever loaded from there
+        found = cached_file(
+            str(directory), SETTINGS_FILE, _raise_exceptions_for_missing_entries=False, **kwargs
+        )
+        if found is None:
+            raise OacirError(
+                f"processor: {directory} holds no {SETTINGS_FILE}; name a folder that `save_pretrained` wrote"
+            )
+        settings = json.loads(Path(found).read_text())
         settings.pop("processor_class")
-        return cls(AutoTokenizer.from_pretrained(directory), **settings)
+        return cls(AutoTokenizer.from_pretrained(directory, **kwargs), **settings)
 
     def _pixels(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         image = image.convert("RGB")

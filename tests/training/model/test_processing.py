@@ -87,7 +87,7 @@ def test_call_and_save(processor, tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(OacirError, match=r"processor_config\.json does not exist"):
+    with pytest.raises(OacirError, match=r"holds no processor_config\.json"):
         AdaFocalProcessor.from_pretrained(tmp_path)
     with pytest.raises(OacirError, match=r"raise qformer\.vocab_size"):
         AdaFocalProcessor.for_model(preset("tiny", **{"qformer.vocab_size": 20}), train_wordpiece(TEXTS, 200))
