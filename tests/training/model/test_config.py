@@ -81,5 +81,5 @@ def test_wrong_values(overrides, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(OacirError, match=r"'huge' is unknown, choose one of \['tiny', 'vit_g'\]"):
+    with pytest.raises(OacirError, match=r"'huge' is unknown, choose one of \['tiny', 'vit_g', 'vit_l'\]"):
         preset("huge")
