@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ABSENT = ("ray", "deepspeed", "pyarrow", "mlflow", "pydantic", "s3fs", "skimage", "scipy", "pandas")
+# scipy and pandas are not in it: torch and transformers import them where they are installed
+ABSENT = ("ray", "deepspeed", "pyarrow", "mlflow", "pydantic", "s3fs", "skimage")
 PROGRAM = """
 import importlib.abc, sys
 class Absent(importlib.abc.MetaPathFinder):
@@ -22,6 +23,6 @@ print(sorted(training.model.auto.MODELS))
 def test_the_model_room_imports_without_the_rest_of_the_stack() -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", PROGRAM.format(absent=set(ABSENT))]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "['adafocal', 'sprc']"
