@@ -14,6 +14,7 @@ settings.register_profile("oacir", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("oacir")
 
 SHARED_DIR = Path(os.environ.get("OACIR_SHARED_DIR", Path(__file__).resolve().parents[2] / "shared"))
+GOLDEN_DIR = Path(os.environ.get("OACIR_GOLDEN_DIR", SHARED_DIR / "golden"))
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +28,9 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """A folder of golden reference vectors: OACIR_GOLDEN_DIR, else golden/ of the shared data."""
-    folder = Path(os.environ.get("OACIR_GOLDEN_DIR", SHARED_DIR / "golden"))
-    if not (folder / "config.json").is_file():
-        pytest.skip(f"needs golden reference vectors, not found at {folder} (set OACIR_GOLDEN_DIR)")
-    return folder
+    if not (GOLDEN_DIR / "config.json").is_file():
+        pytest.skip(f"needs golden reference vectors, not found at {GOLDEN_DIR} (set OACIR_GOLDEN_DIR)")
+    return GOLDEN_DIR
 
 
 @pytest.fixture(scope="session")

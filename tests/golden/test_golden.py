@@ -125,7 +125,7 @@ def test_query_similarity_and_loss(golden, tokens, name, case, attention):
     close(similarity, golden.outputs[f"{key}.similarity"], FEATURE)
     loss = info_nce(similarity, model.temperature, torch.arange(len(similarity)))
     close(loss, golden.outputs[f"{key}.loss_align"].squeeze(), LOSS)
-    assert float(loss) == pytest.approx(runs["loss_align"], abs=LOSS)
+    assert loss.item() == pytest.approx(runs["loss_align"], abs=LOSS)
     gallery = torch.cat([targets, model.encode_target(tokens["ref"])])
     close(gallery, golden.outputs["gallery_features"], FEATURE)
     close(max_over_set(query.embedding, gallery, 5), golden.outputs[f"{key}.sim_gallery"], FEATURE)
