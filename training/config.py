@@ -20,7 +20,8 @@ class ModelSection(Config):
     method: Literal["adafocal", "sprc"] = "adafocal"
     """AdaFocal, or SPRC (two passes, three losses; with a modulation it is SPRC†)."""
     weights: str | None = None
-    """A directory of save_pretrained or a Hub id; null starts from random weights. Nothing else is fetched."""
+    """A directory of save_pretrained (what `oacir convert` writes), a finished run, or a Hub id; null starts from
+    random weights. Nothing else is fetched."""
     seed: int = 0
     """Seed of the random weights."""
     modulation: Literal["none", "fixed", "scalar", "vector"] = "scalar"

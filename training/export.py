@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.base import storage
+from infra.base.config import recipe_hash
 from infra.base.errors import OacirError
-from infra.base.versions import MANIFEST, FileEntry, Version, file_entry, open_version
+from infra.base.versions import MANIFEST, FileEntry, file_entry, open_version
 from training.config import ModelSection
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from training.model.config import AdaFocalConfig
     from training.model.processing import AdaFocalProcessor
 
-FOLDER = "export"
+FOLDER, CONFIG = "export", "config.json"
 TOWER = "vision_model."
 SHARD_SIZE = "1GB"
 DEFAULT_CACHE = Path.home() / ".cache" / "oacir" / "models"
@@ -61,7 +62,7 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
             " remove one of the two"
         )
     _quiet()
-    base = load_model(section.weights, with_tower=with_tower)
+    base = load_model(_start(section.weights), with_tower=with_tower)
     sizes = {k: v for k, v in base.config.to_dict().items() if k not in ("model_type", "architectures")}
     config = METHODS[section.method](**(sizes | changes))
     model = random_model(config, section.seed, with_tower=False)
@@ -88,22 +89,31 @@ def build_processor(
     if section.tokenizer is not None:
         return AdaFocalProcessor.for_model(config, AutoTokenizer.from_pretrained(section.tokenizer))
     if section.weights is not None:
-        return AdaFocalProcessor.from_pretrained(section.weights)
+        return _load_processor(
+            _start(section.weights), "name one with model.tokenizer, a directory or Hub id"
+        )
     return AdaFocalProcessor.for_model(config, train_wordpiece(texts(), config.qformer.vocab_size))
 
 
 def write_export(model: AdaFocalModel, processor: AdaFocalProcessor, url: str) -> list[FileEntry]:
     """Write model (tower included) and processor to `<url>/export/`; the entries of the files written."""
-    _quiet()
     storage.remove(storage.join(url, FOLDER))
+    paths = write_model(model, processor, storage.join(url, FOLDER))
+    return [file_entry(url, f"{FOLDER}/{path}") for path in paths]
+
+
+def write_model(model: AdaFocalModel, processor: AdaFocalProcessor | None, url: str) -> list[str]:
+    """Write model (tower included) and processor, where there is one, into the folder `url`; the files' names."""
+    _quiet()
     with tempfile.TemporaryDirectory(prefix="oacir-export-") as name:
         folder = Path(name)
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-        processor.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
         paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
         for path in paths:
-            storage.write_bytes(storage.join(url, FOLDER, path), (folder / path).read_bytes())
-    return [file_entry(url, f"{FOLDER}/{path}") for path in paths]
+            storage.write_bytes(storage.join(url, path), (folder / path).read_bytes())
+    return paths
 
 
 def open_model(
@@ -113,39 +123,61 @@ def open_model(
 
     Raises:
         VersionError: the run is unfinished.
-        OacirError: no model lies there.
+        OacirError: no model lies there, or no tokenizer with it.
     """
     from training.model.auto import load_model
-    from training.model.processing import AdaFocalProcessor
 
     _quiet()
-    folder = Path(storage.absolute(url)) if not storage.is_s3(url) else None
-    if (
-        folder is None
-        or not (folder / "config.json").is_file()
-        or storage.exists(storage.join(url, MANIFEST))
-    ):
-        folder = _export_folder(open_version(url), cache)
-    return (
-        load_model(folder, with_tower=with_tower),
-        AdaFocalProcessor.from_pretrained(folder),
-    )
+    folder = model_folder(url, cache)
+    processor = _load_processor(folder, "convert it with --tokenizer, or give the run that trained it")
+    return load_model(folder, with_tower=with_tower), processor
 
 
-def _export_folder(run: Version, cache: Path) -> Path:
-    entries = [f for f in run.manifest.files if f.path.startswith(f"{FOLDER}/")]
-    if not entries:
+def model_folder(url: str, cache: Path = DEFAULT_CACHE) -> Path:
+    """The local folder of a model: of a directory of save_pretrained, or of a finished run; from S3 through the cache.
+
+    Raises:
+        VersionError: neither, or the run is unfinished.
+        OacirError: a version that holds no model.
+    """
+    plain = storage.exists(storage.join(url, CONFIG)) and not storage.exists(storage.join(url, MANIFEST))
+    if plain and not storage.is_s3(url):
+        return Path(storage.absolute(url))
+    if plain:
+        files = list(storage.list_files(url))
+        key = recipe_hash({f.path: [f.size_bytes, f.mark] for f in files})
+        return _fetch(url, {f.path: f.size_bytes for f in files}, cache / key)
+    run = open_version(url)
+    sizes = {f.path: f.size_bytes for f in run.manifest.files if f.path.startswith(f"{FOLDER}/")}
+    if not sizes:
         raise OacirError(
             f"{run.url}: holds no exported model; it is a {run.manifest.kind} version, give a run"
         )
     if not storage.is_s3(run.url):
         return Path(run.path(FOLDER))
-    folder = cache / run.manifest.content_hash
-    for entry in entries:
-        path = folder / entry.path
-        if not path.is_file() or path.stat().st_size != entry.size_bytes:
-            storage.write_bytes(str(path), storage.read_bytes(run.path(entry.path)))
-    return folder / FOLDER
+    return _fetch(run.url, sizes, cache / run.manifest.content_hash) / FOLDER
+
+
+def _fetch(url: str, sizes: Mapping[str, int], folder: Path) -> Path:
+    """Copy files below `url` into `folder` unless they lie there."""
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            storage.write_bytes(str(path), storage.read_bytes(storage.join(url, name)))
+    return folder
+
+
+def _start(weights: str) -> str | Path:
+    """What a recipe's `weights` means: a folder or run, or, where nothing lies there, a Hub id."""
+    return model_folder(weights) if storage.is_s3(weights) or Path(weights).is_dir() else weights
+
+
+def _load_processor(place: str | Path, fix: str) -> AdaFocalProcessor:
+    from training.model.processing import SETTINGS_FILE, AdaFocalProcessor
+
+    if Path(place).is_dir() and not (Path(place) / SETTINGS_FILE).is_file():
+        raise OacirError(f"{place}: its model has no tokenizer beside it; {fix}")
+    return AdaFocalProcessor.from_pretrained(place)
 
 
 def _quiet() -> None:
