@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 AVERAGED = ("R_ID@1", "R@1", "R@5")
 """The recalls whose mean over the domains is the benchmark's Avg."""
+DRAWS_AT_ONCE = 2**22
+"""Numbers a bootstrap draws at once: 32 MiB of indices, however many queries there are."""
 
 
 def oacir_ranks(
@@ -118,8 +120,12 @@ def cluster_bootstrap(
         _, cluster = np.unique(labels[inside], return_inverse=True)
         sums = np.bincount(cluster, weights=numbers[inside])
         sizes = np.bincount(cluster)
-        drawn = generator.integers(len(sums), size=(n, len(sums)))
-        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+        resampled = []
+        block = max(1, DRAWS_AT_ONCE // len(sums))
+        for start in range(0, n, block):
+            drawn = generator.integers(len(sums), size=(min(block, n - start), len(sums)))
+            resampled.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+        means.append(np.concatenate(resampled))
     low, high = np.percentile(np.mean(means, axis=0), (2.5, 97.5))
     return float(low), float(high)
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training import metrics
 from training.metrics import (
     chance_recall,
     cluster_bootstrap,
@@ -109,6 +110,13 @@ def test_bootstrap_of_independent_queries_is_the_binomial_interval():
     half = 1.96 * 100 * (0.3 * 0.7 / 1000) ** 0.5
     assert (low, high) == (pytest.approx(30 - half, abs=0.4), pytest.approx(30 + half, abs=0.4))
     assert cluster_bootstrap(values, None, n=2000, seed=1) == (low, high)
+
+
+def test_bootstrap_is_the_same_however_few_draws_are_held_at_once(monkeypatch):
+    values, clusters = np.random.default_rng(3).random(50), np.arange(50) // 3
+    whole = cluster_bootstrap(values, clusters, n=200, seed=4)
+    monkeypatch.setattr(metrics, "DRAWS_AT_ONCE", 40)
+    assert cluster_bootstrap(values, clusters, n=200, seed=4) == whole
 
 
 def test_bootstrap_by_cluster_is_wider_when_clusters_agree():
