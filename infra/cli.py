@@ -51,6 +51,11 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         "benchmark + features → model (Ray Train)", "training.config:TrainRecipe", "training.trainer:train"
     ),
+    "convert": Verb(
+        "checkpoints of the authors, LAVIS or Hugging Face → model, and back",
+        "training.conversion:ConvertRecipe",
+        "training.conversion:convert",
+    ),
     "evaluate": Verb(
         "model + benchmark → rankings and metrics",
         "pipelines.retrieval.config:EvaluateRecipe",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -139,6 +140,40 @@ def write_new(url: str, data: bytes) -> bool:
     finally:
         Path(temporary).unlink(missing_ok=True)
     return True
+
+
+def fetch(url: str, file: Path) -> None:
+    """Copy a stored file to a path on this machine without holding it in memory.
+
+    Raises:
+        OacirError: nothing lies there, or it cannot be read.
+    """
+    filesystem_, path = filesystem(url)
+    try:
+        filesystem_.get_file(path, str(file))
+    except OSError as error:
+        raise OacirError(
+            f"{url}: cannot be read ({error.strerror or error}); check the path and access"
+        ) from error
+
+
+def send(file: Path, url: str) -> None:
+    """Copy a file of this machine to a URL without holding it in memory, so that a reader sees all of it or nothing."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.put_file(str(file), path)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        shutil.copyfile(file, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OacirError(
+            f"{url}: cannot be written ({error.strerror or error}); free space or choose --out"
+        ) from error
 
 
 def list_files(url: str) -> Iterator[FileInfo]:

@@ -56,6 +56,18 @@ def test_bytes_and_tables_come_back(place: str) -> None:
     assert storage.read_table(storage.join(place, "t.parquet"), ["b"]).column_names == ["b"]
 
 
+def test_files_come_and_go_without_passing_through_memory(place: str, tmp_path: Path) -> None:
+    here, back, url = tmp_path / "here.bin", tmp_path / "back.bin", storage.join(place, "a", "b.bin")
+    here.write_bytes(b"x" * 100_000)
+    storage.send(here, url)
+    storage.send(here, url)
+    storage.fetch(url, back)
+    assert back.read_bytes() == here.read_bytes()
+    assert [f.path for f in storage.list_files(place)] == ["a/b.bin"]
+    with pytest.raises(OacirError, match=r"nothing\.bin: cannot be read"):
+        storage.fetch(storage.join(place, "nothing.bin"), back)
+
+
 def test_listing_is_sorted_relative_and_without_temporaries(place: str) -> None:
     for name in ("b/2.txt", "a/1.txt", "b.txt", "a/.x.tmp"):
         storage.write_bytes(storage.join(place, name), name.encode())
