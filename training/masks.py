@@ -1,18 +1,13 @@
-"""Masks of an object: files in, boolean arrays out. Light on purpose: the pipelines' workers load it without torch."""
+"""Masks of an object: bytes in, boolean arrays out. Light on purpose: the pipelines' workers load it without torch."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import PngImagePlugin
 
-from infra.base import storage
 from infra.base.errors import OacirError
 
 Mask = npt.NDArray[np.bool_]
@@ -20,16 +15,6 @@ Mask = npt.NDArray[np.bool_]
 PNG = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE = 0, 2, 3
 """Colour types of a PNG without transparency."""
-READERS = 8
-T = TypeVar("T")
-
-
-class MaskFile(NamedTuple):
-    """A mask file of a benchmark: where it lies, the SHA-256 of its bytes, width and height of its photo."""
-
-    uri: str
-    sha256: str
-    size: tuple[int, int]
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Mask:
@@ -71,16 +56,6 @@ def mask_box(mask: Mask) -> tuple[float, float, float, float] | None:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
-def map_masks(use: Callable[[Mask], T], files: Iterable[MaskFile]) -> list[T]:
-    """What `use` makes of each mask of a benchmark, in the order of the files; a few masks in memory at a time.
-
-    Raises:
-        OacirError: a file is gone, or no longer the one that the benchmark was built from.
-    """
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda file: use(_read(file)), files))
-
-
 def _check(image: PngImagePlugin.PngImageFile, data: bytes, size: tuple[int, int]) -> None:
     """What the header alone says against a mask."""
     if image.size != size:
@@ -91,15 +66,3 @@ def _check(image: PngImagePlugin.PngImageFile, data: bytes, size: tuple[int, int
         raise OacirError(
             "the mask has transparency or 16-bit colours, which hide what is inside; save it as greyscale, 0 outside"
         )
-
-
-def _read(file: MaskFile) -> Mask:
-    data = storage.read_bytes(file.uri)
-    if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise OacirError(
-            f"{file.uri}: changed since the benchmark was built (another sha256); build it again"
-        )
-    try:
-        return decode_mask(data, file.size)
-    except OacirError as error:
-        raise OacirError(f"{file.uri}: {error}; build the benchmark again") from error

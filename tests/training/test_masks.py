@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from infra.base.errors import OacirError
-from training.masks import MaskFile, decode_mask, map_masks, mask_box
+from training.masks import decode_mask, mask_box
 
 INSIDE = np.zeros((3, 4), bool)
 INSIDE[1, 1:3] = INSIDE[2, 3] = True
@@ -109,23 +107,6 @@ def test_sixteen_bit_colours_are_refused() -> None:
 def test_the_box_of_a_mask_is_the_smallest_around_it() -> None:
     assert mask_box(INSIDE) == (1, 1, 4, 3)
     assert mask_box(np.zeros((3, 4), bool)) is None
-
-
-def test_masks_of_a_benchmark_come_in_order_and_changed_ones_are_refused(tmp_path: Path) -> None:
-    files = []
-    for n in range(20):
-        mask = np.zeros((3, 8), bool)
-        mask[:, : n % 8] = True
-        path = tmp_path / f"{n}.png"
-        path.write_bytes(png(mask))
-        files.append(MaskFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), (8, 3)))
-    assert map_masks(lambda mask: int(mask.sum()), files) == [3 * (n % 8) for n in range(20)]
-    (tmp_path / "7.png").write_bytes((tmp_path / "6.png").read_bytes())
-    with pytest.raises(OacirError, match=r"7\.png: changed since the benchmark was built"):
-        map_masks(np.sum, files)
-    (tmp_path / "7.png").unlink()
-    with pytest.raises(OacirError, match=r"7\.png"):
-        map_masks(np.sum, files)
 
 
 def test_masks_load_without_torch() -> None:

@@ -1,4 +1,4 @@
-"""From PIL images, sentences and boxes to what the model takes; the box makes the same way as the pixels."""
+"""From PIL images, sentences and regions to what the model takes; the region makes the same way as the pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from transformers.utils import PushToHubMixin, cached_file
 
 from infra.base.errors import OacirError
 from training.model.config import AdaFocalConfig
-from training.model.regions import Box, input_geometry, patch_mask, transform_box
+from training.model.regions import Box, Region, input_geometry, region_box, region_patches
+from training.model.views import (
+    PixelBox,
+    ReferenceView,
+    RegionKind,
+    TextEntity,
+    check_choice,
+    name_entity,
+    pixel_box,
+    see,
+)
 from training.model.wordpiece import clean_text, train_wordpiece
 
 __all__ = ["AdaFocalProcessor", "Inputs", "train_wordpiece"]
@@ -40,7 +50,8 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
 
     Images: pad to ratio `pad_ratio`, short side to `image_size` (bicubic), centre crop, CLIP mean and
     deviation. Texts: lower case, `. ! " ( ) * # : ; ~` become spaces, 50 words, `max_text_tokens` word pieces
-    with [CLS] and [SEP].
+    with [CLS] and [SEP]. What of a reference is encoded, how a text names the object, and which regions of a
+    benchmark are asked with are settings too, so that a model is asked as it was trained (`views.py`).
     """
 
     def __init__(
@@ -50,12 +61,21 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         patch_size: int,
         pad_ratio: float,
         max_text_tokens: int,
+        reference_view: ReferenceView = "full",
+        text_entity: TextEntity = "none",
+        region: RegionKind = "box",
     ) -> None:
+        check_choice(reference_view, ReferenceView, "reference_view")
+        check_choice(text_entity, TextEntity, "text_entity")
+        check_choice(region, RegionKind, "region")
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.patch_size = patch_size
         self.pad_ratio = pad_ratio
         self.max_text_tokens = max_text_tokens
+        self.reference_view = reference_view
+        self.text_entity = text_entity
+        self.region = region
 
     @classmethod
     def for_model(cls, config: AdaFocalConfig, tokenizer: PreTrainedTokenizerBase) -> Self:
@@ -77,23 +97,66 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
             return torch.zeros(0, 3, self.image_size, self.image_size)
         return torch.from_numpy(np.stack([self._pixels(image) for image in images]))
 
-    def regions(self, boxes: Sequence[Box | None], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Boxes in pixels of images of (width, height) → patch masks [B, N]; a row of zeros where no box is left."""
+    def view_boxes(
+        self, regions: Sequence[Region | None], sizes: Sequence[tuple[int, int]]
+    ) -> list[PixelBox | None]:
+        """The box that each reference is seen through; None where all of it is encoded as it is.
+
+        Raises:
+            OacirError: `reference_view` needs a box and a query has none, or one outside its image.
+        """
+        if self.reference_view == "full":
+            return [None] * len(regions)
+        boxes = [region_box(region, *size) for region, size in zip(regions, sizes, strict=True)]
+        return [self._view_box(box, size) for box, size in zip(boxes, sizes, strict=True)]
+
+    def references(
+        self, images: Sequence[Image.Image], regions: Sequence[Region | None]
+    ) -> list[Image.Image]:
+        """What of the reference images is encoded: see `reference_view`."""
+        boxes = self.view_boxes(regions, [image.size for image in images])
+        return [
+            image if box is None else see(image, box, self.reference_view)
+            for image, box in zip(images, boxes, strict=True)
+        ]
+
+    def regions(self, regions: Sequence[Region | None], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Boxes or masks in pixels of images of (width, height) → patch masks [B, N].
+
+        A row of zeros where nothing of the region is left, and everywhere if only crops are encoded: there the region
+        is all that is seen.
+        """
         masks = []
-        for box, (width, height) in zip(boxes, sizes, strict=True):
-            moved = (
-                None if box is None else transform_box(box, width, height, self.image_size, self.pad_ratio)
-            )
-            masks.append(patch_mask(moved, self.image_size, self.patch_size))
+        for region, size in zip(regions, sizes, strict=True):
+            seen = None if self.reference_view == "crop" else region
+            masks.append(region_patches(seen, *size, self.image_size, self.patch_size, self.pad_ratio))
         return torch.stack(masks) if masks else torch.zeros(0, 1 + (self.image_size // self.patch_size) ** 2)
 
-    def texts(self, texts: Sequence[str], pad_to_max: bool = False) -> tuple[Tensor, Tensor]:
-        """Sentences → token ids and attention mask, int64 [B, L].
+    def name_entities(
+        self,
+        texts: Sequence[str],
+        categories: Sequence[str | None] | None = None,
+        query_ids: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """The modification texts as the model reads them: see `text_entity` and `views.name_entity`."""
+        none = [None] * len(texts)
+        known = zip(texts, categories or none, query_ids or none, strict=True)
+        return [name_entity(text, self.text_entity, category, query) for text, category, query in known]
+
+    def texts(
+        self,
+        texts: Sequence[str],
+        categories: Sequence[str | None] | None = None,
+        query_ids: Sequence[str | None] | None = None,
+        pad_to_max: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Modification texts, the objects named in them (`name_entities`) → token ids and attention mask, int64 [B, L].
 
         L is the longest text of the batch (less work, same result), or `max_text_tokens` with `pad_to_max`.
         """
+        named = self.name_entities(texts, categories, query_ids)
         encoded = self.tokenizer(
-            [clean_text(text) for text in texts],
+            [clean_text(text) for text in named],
             padding="max_length" if pad_to_max else "longest",
             truncation=True,
             max_length=self.max_text_tokens,
@@ -103,12 +166,25 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         return encoded["input_ids"], encoded["attention_mask"]
 
     def __call__(
-        self, images: Sequence[Image.Image], texts: Sequence[str], boxes: Sequence[Box | None]
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        regions: Sequence[Region | None],
+        categories: Sequence[str | None] | None = None,
+        query_ids: Sequence[str | None] | None = None,
     ) -> Inputs:
-        """Reference images, modification texts and anchor boxes (pixels of the given images) of a batch."""
-        input_ids, attention_mask = self.texts(texts)
-        regions = self.regions(boxes, [image.size for image in images])
-        return Inputs(self.pixels(images), input_ids, attention_mask, regions)
+        """Reference images, modification texts and anchors (boxes or masks, in pixels of the images) of a batch.
+
+        Args:
+            images: the references, upright.
+            texts: what changes.
+            regions: the anchored objects; None where there is none.
+            categories: what they are called; needed where `text_entity` is named.
+            query_ids: of a benchmark; they choose the wording that names the object.
+        """
+        input_ids, attention_mask = self.texts(texts, categories, query_ids)
+        masks = self.regions(regions, [image.size for image in images])
+        return Inputs(self.pixels(self.references(images, regions)), input_ids, attention_mask, masks)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write settings and tokenizer files into `directory`."""
@@ -121,6 +197,9 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
             "patch_size": self.patch_size,
             "pad_ratio": self.pad_ratio,
             "max_text_tokens": self.max_text_tokens,
+            "reference_view": self.reference_view,
+            "text_entity": self.text_entity,
+            "region": self.region,
         }
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
@@ -146,6 +225,16 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         settings = json.loads(Path(found).read_text())
         settings.pop("processor_class")
         return cls(AutoTokenizer.from_pretrained(directory, **kwargs), **settings)
+
+    def _view_box(self, box: Box | None, size: tuple[int, int]) -> PixelBox:
+        if box is None:
+            what = (
+                "sees only the object's box" if self.reference_view == "crop" else "sees a box drawn in red"
+            )
+            raise OacirError(
+                f"this model {what}: give a box, or a mask that is not empty, for every reference"
+            )
+        return pixel_box(box, *size)
 
     def _pixels(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         image = image.convert("RGB")

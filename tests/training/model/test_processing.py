@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image, ImageDraw
 from infra.base.errors import OacirError
 from training.model.config import preset
 from training.model.processing import CLIP_MEAN, CLIP_STD, AdaFocalProcessor, train_wordpiece
+from training.model.views import TEMPLATES
 
 TEXTS = ["Show the dress on a mannequin, in a dark room!", "the same dress: outdoors (at night)."]
 
@@ -84,6 +87,93 @@ def test_call_and_save(processor, tmp_path):
     again = AdaFocalProcessor.from_pretrained(tmp_path)(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(inputs, again, strict=True))
     assert inputs.patch_mask.sum() > 0
+
+
+def asking(processor, **settings):
+    """The same processor with other settings."""
+    sizes = {n: getattr(processor, n) for n in ("image_size", "patch_size", "pad_ratio", "max_text_tokens")}
+    return AdaFocalProcessor(processor.tokenizer, **sizes, **settings)
+
+
+def scene():
+    generator = np.random.default_rng(0)
+    return Image.fromarray(generator.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+
+
+def test_a_mask_is_a_region_too(processor):
+    """A filled mask on the grid is its box; a mask with a hole is not."""
+    mask = np.zeros((70, 70), bool)
+    mask[7:35, 14:49] = True
+    box = (14.0, 7.0, 49.0, 35.0)
+    of_mask, of_box = processor.regions([mask, box], [(70, 70)] * 2)
+    assert of_mask.sum() == 4 * 5
+    assert torch.equal(of_mask, of_box)
+    mask[14:21, 21:28] = False
+    assert processor([Image.new("RGB", (70, 70))], [TEXTS[0]], [mask]).patch_mask.sum() == 4 * 5 - 1
+    empty = processor.regions([mask, np.zeros((70, 70), bool), None], [(70, 70)] * 3)
+    assert empty.sum(1).tolist() == [19, 0, 0]
+    with pytest.raises(OacirError, match="of an image of 80 x 60 px"):
+        processor([scene()], [TEXTS[0]], [mask])
+
+
+def test_crop_encodes_the_box_alone_and_gives_no_region(processor):
+    crop = asking(processor, reference_view="crop")
+    mask = np.zeros((60, 80), bool)
+    mask[10, 5] = mask[39, 44] = True  # the box around it is (5, 10, 45, 40)
+    expected = processor.pixels([scene().crop((5, 10, 45, 40))] * 2)
+    inputs = crop([scene()] * 2, TEXTS, [(5.0, 10.0, 45.0, 40.0), mask])
+    assert torch.equal(inputs.pixels, expected)
+    assert not inputs.patch_mask.any()
+    assert torch.equal(crop.pixels([scene()]), processor.pixels([scene()]))  # candidates are whole
+
+
+def test_drawn_shows_the_box_and_keeps_the_region(processor):
+    drawn = asking(processor, reference_view="drawn")
+    box = (5.0, 10.0, 45.0, 40.0)
+    inputs, plain = drawn([scene()], [TEXTS[0]], [box]), processor([scene()], [TEXTS[0]], [box])
+    assert torch.equal(inputs.patch_mask, plain.patch_mask)
+    by_hand = np.array(scene())
+    line = np.zeros((60, 80), bool)
+    line[10:40, 5:45] = True
+    line[13:37, 8:42] = False
+    by_hand[line] = (255, 0, 0)
+    assert torch.equal(inputs.pixels, processor.pixels([Image.fromarray(by_hand)]))
+    assert not torch.equal(inputs.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize("view", ["crop", "drawn"])
+@pytest.mark.parametrize("region", [None, np.zeros((60, 80), bool)], ids=["none", "empty mask"])
+def test_a_view_needs_a_box(processor, view, region):
+    with pytest.raises(OacirError, match="give a box, or a mask that is not empty"):
+        asking(processor, reference_view=view)([scene()], [TEXTS[0]], [region])
+
+
+def test_texts_name_the_object(processor):
+    named, drawn = asking(processor, text_entity="named"), asking(processor, text_entity="drawn")
+    plain = processor.tokenizer
+    spoken = named.name_entities(["outdoors"], ["dress"], ["q7"])
+    assert spoken[0] in [t.format(entity="dress", text="outdoors") for t in TEMPLATES]
+    assert named.texts(["outdoors"], ["dress"], ["q7"])[0].tolist() == processor.texts(spoken)[0].tolist()
+    assert "red bounding box" in drawn.name_entities(["outdoors"])[0]
+    assert (
+        plain.decode(processor.texts(["outdoors"], ["dress"])[0][0], skip_special_tokens=True) == "outdoors"
+    )
+    with pytest.raises(OacirError, match="give the category"):
+        named.texts(["outdoors"])
+
+
+def test_settings_are_saved_and_older_files_mean_the_plain_ones(processor, tmp_path):
+    told = {"reference_view": "drawn", "text_entity": "drawn", "region": "mask"}
+    asking(processor, **told).save_pretrained(tmp_path)
+    loaded = AdaFocalProcessor.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in told} == told
+    settings = tmp_path / "processor_config.json"
+    tree = json.loads(settings.read_text())
+    settings.write_text(json.dumps({k: v for k, v in tree.items() if k not in told}))
+    old = AdaFocalProcessor.from_pretrained(tmp_path)
+    assert (old.reference_view, old.text_entity, old.region) == ("full", "none", "box")
+    with pytest.raises(OacirError, match=r"reference_view 'zoom' is none of \['full', 'crop', 'drawn'\]"):
+        asking(processor, reference_view="zoom")
 
 
 def test_errors(tmp_path):
