@@ -40,6 +40,14 @@ class ModelSection(Config):
     """released: bias after the division by √d; paper: before it (Eq. 2)."""
     trainable_queries: bool = True
     """False freezes the fusion queries."""
+    region: Literal["box", "mask"] = "box"
+    """What marks the object: its box, or its mask; a query without a mask is asked with its box, and counted."""
+    reference_view: Literal["full", "crop", "drawn"] = "full"
+    """What of the reference is encoded: full, crop (the pixels of the box alone; no region then), or drawn (the box
+    drawn on it in red)."""
+    text_entity: Literal["none", "named", "drawn"] = "none"
+    """Whether the text says which object is meant: none, named (Setting 1: its category, in one of eight sentences) or
+    drawn (Setting 2: the object in the red box)."""
     tokenizer: str | None = None
     """A tokenizer directory or Hub id; null takes the weights' own, and with random weights trains one on the
     training texts."""
@@ -50,6 +58,12 @@ class ModelSection(Config):
     def _fits(self) -> Self:
         if self.modulation != "fixed" and self.fixed_beta:
             raise ValueError("fixed_beta has an effect only with modulation 'fixed'")
+        if self.reference_view == "crop" and self.modulation != "none":
+            raise ValueError("reference_view 'crop' leaves no region to modulate; set modulation to none")
+        if self.text_entity == "drawn" and self.reference_view != "drawn":
+            raise ValueError("text_entity 'drawn' speaks of a red box; set reference_view to drawn")
+        if self.region == "mask" and self.modulation == "none" and self.reference_view == "full":
+            raise ValueError("region 'mask' has an effect only with a modulation or another reference_view")
         return self
 
 

@@ -75,24 +75,30 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
 def build_processor(
     section: ModelSection, config: AdaFocalConfig, texts: Callable[[], Sequence[str]]
 ) -> AdaFocalProcessor:
-    """The processor of a recipe's model.
+    """The processor of a recipe's model, with the recipe's settings of what it sees and reads.
 
     Args:
         section: says where the tokenizer comes from.
         config: of the model.
-        texts: gives the training texts; asked only where a tokenizer has to be trained.
+        texts: gives the training texts as the model reads them; asked only where a tokenizer has to be trained.
     """
     from transformers import AutoTokenizer
 
     from training.model.processing import AdaFocalProcessor, train_wordpiece
 
     if section.tokenizer is not None:
-        return AdaFocalProcessor.for_model(config, AutoTokenizer.from_pretrained(section.tokenizer))
-    if section.weights is not None:
-        return _load_processor(
+        processor = AdaFocalProcessor.for_model(config, AutoTokenizer.from_pretrained(section.tokenizer))
+    elif section.weights is not None:
+        processor = _load_processor(
             _start(section.weights), "name one with model.tokenizer, a directory or Hub id"
         )
-    return AdaFocalProcessor.for_model(config, train_wordpiece(texts(), config.qformer.vocab_size))
+    else:
+        processor = AdaFocalProcessor.for_model(config, train_wordpiece(texts(), config.qformer.vocab_size))
+    # also over those of the weights: the recipe says how this model is trained
+    processor.reference_view = section.reference_view
+    processor.text_entity = section.text_entity
+    processor.region = section.region
+    return processor
 
 
 def write_export(model: AdaFocalModel, processor: AdaFocalProcessor, url: str) -> list[FileEntry]:

@@ -57,6 +57,13 @@ def test_all_problems_of_a_recipe_are_told_together() -> None:
     [
         ([("model.fixed_beta", "2")], "fixed_beta"),
         ([("training.select", "best_on_dev"), ("training.dev_every_epochs", "null")], "dev_every_epochs"),
+        ([("model.reference_view", "crop")], "no region to modulate; set modulation to none"),
+        ([("model.text_entity", "drawn")], "speaks of a red box; set reference_view to drawn"),
+        (
+            [("model.text_entity", "drawn"), ("model.reference_view", "crop"), ("model.modulation", "none")],
+            "speaks of a red box",
+        ),
+        ([("model.region", "mask"), ("model.modulation", "none")], "region 'mask' has an effect only with"),
     ],
 )
 def test_settings_without_effect_are_refused(overrides: list[tuple[str, str]], told: str) -> None:

@@ -12,6 +12,7 @@ from infra.base.config import Config
 from infra.base.errors import OacirError, VersionError
 from training.config import ModelSection
 from training.export import build_model, build_processor, open_model, write_export
+from training.model.config import preset
 
 TEXTS = ["a red car on the beach", "the bag in the snow"]
 SIZES = {"qformer.vocab_size": 60, "crm_feedforward": 16, "vision_config.intermediate_size": 32}
@@ -87,6 +88,17 @@ def test_weights_keep_everything_but_a_modulator_they_lack(exported: str) -> Non
     assert state(deeper, "caam.") == state(build_model(section(crm_layers=3, seed=9)), "caam.")
     unchanged = build_model(ModelSection(weights=weights, seed=9))
     assert state(unchanged) == state(source)
+
+
+def test_the_recipe_says_what_the_processor_sees_also_over_that_of_the_weights(exported: str) -> None:
+    drawn = {"reference_view": "drawn", "text_entity": "drawn", "region": "mask"}
+    for changes in ({}, {"weights": f"{exported}/export"}):
+        ours = ModelSection.model_validate({"overrides": SIZES} | drawn if not changes else changes | drawn)
+        processor = build_processor(ours, preset("tiny", **SIZES), lambda: TEXTS)
+        assert {name: getattr(processor, name) for name in drawn} == drawn
+    processor.save_pretrained(f"{exported}/export")
+    plain = ModelSection(weights=f"{exported}/export")
+    assert build_processor(plain, preset("tiny", **SIZES), lambda: TEXTS).reference_view == "full"
 
 
 def test_overrides_beside_weights_are_refused(exported: str) -> None:
