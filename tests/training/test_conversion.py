@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,12 @@ def test_the_command_line(source: str, tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().err
     assert "none: cannot be loaded" in printed
     assert printed.count("\n") == 1
+
+
+def test_the_commands_of_the_documentation_are_understood() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text().splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("oacir ")]
+    assert [words[0] for words in commands] == ["convert", "convert", "convert", "train", "convert"]
+    for words in commands:
+        call = cli._parse(words)
+        load_recipe(cli._verb(call.verb).load()[0], call.config, call.overrides)

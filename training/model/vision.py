@@ -57,7 +57,7 @@ class ClipTower(nn.Module):
         self.embeddings = _ClipEmbeddings(config)
         self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         whole = CLIPVisionModel(config)
-        # transformers before 5.20 had one more level
+        # older versions of transformers hold their parts one level deeper
         self.encoder = getattr(whole, "vision_model", whole).encoder
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutput:
