@@ -197,8 +197,8 @@ class AnnotateStage(Stage):
         known: dict[str, dict[str, Any]] = {}
         for row in tables["_work/images/filtered"].select(["image_id", "width", "height"]).to_pylist():
             known[row["image_id"]] = row
-        boxes = tables["instances"].select(["image_id", "box", "category"])
-        for table in (contexts, boxes, tables["measures"]):
+        objects = tables["instances"].select(["image_id", "box", "category", "mask_uri", "mask_sha256"])
+        for table in (contexts, objects, tables["measures"]):
             for row in table.to_pylist():
                 if row["image_id"] in known:
                     known[row["image_id"]] |= row
@@ -226,6 +226,8 @@ def _quadruple(pair: PairToAnnotate, answer: Annotation) -> dict[str, Any]:
         "category": pair.category,
         "reference_id": pair.reference["image_id"],
         "reference_box": answer.box,
+        "reference_mask_uri": pair.reference["mask_uri"],
+        "reference_mask_sha256": pair.reference["mask_sha256"],
         "modification_text": answer.text,
         "target_ids": [pair.target["image_id"]],
         "provenance": {

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, deco
 from pipelines.records import TABLES, conform
 from pipelines.sources.base import Source
 from pipelines.stages import WORK, Part, Stage, StageResult, part_path, table_hash, write_part
+from training.masks import decode_mask, mask_box
 
 if TYPE_CHECKING:
     from pipelines.descriptors import Describer
@@ -151,8 +152,8 @@ class CollectStage(Stage):
         if self._describer is None:
             raise ValueError("setup comes first")
         sheet = _Sheet(self.limits, self._describer)
-        for row, data in _read_ahead(part.tables["listing"].to_pylist()):
-            sheet.add(row, data)
+        for row, found in _read_ahead(part.tables["listing"].to_pylist()):
+            sheet.add(row, found)
         return sheet.result()
 
 
@@ -172,7 +173,7 @@ class _Sheet:
         self.found: Counter[tuple[str, str]] = Counter()
         self.counts: dict[str, Counter[str]] = {}
 
-    def add(self, row: Mapping[str, Any], data: bytes | ImageRejected) -> None:
+    def add(self, row: Mapping[str, Any], found: _Found) -> None:
         if row["instance_id"] != self.owner:
             self.owner, self.seen = row["instance_id"], {}
         owner = (row["domain"], row["instance_id"])
@@ -180,31 +181,37 @@ class _Sheet:
         counts = self.counts.setdefault(row["domain"], Counter())
         counts["images listed"] += 1
         try:
-            if isinstance(data, ImageRejected):
-                raise data
-            digest = hashlib.sha256(data).hexdigest()
+            if isinstance(found.image, ImageRejected):
+                raise found.image
+            digest = hashlib.sha256(found.image).hexdigest()
             if digest in self.seen:
                 raise ImageRejected("duplicate_content", f"same bytes as {self.seen[digest]}")
-            decoded = decode(data, self.limits, target_px=WORKING_SIDE_PX)
+            decoded = decode(found.image, self.limits, target_px=WORKING_SIDE_PX)
+            mask = _mask(row["mask_uri"], found.mask, decoded)
         except ImageRejected as refusal:
             counts[f"images {refusal.reason}"] += 1
             self._reject("images", row["image_id"], refusal.reason, refusal.detail)
             return
         self.seen[digest] = row["image_id"]
         self.found[owner] += 1
-        self._keep(row, digest, decoded)
+        if mask is not None:
+            counts["masks kept" if mask.box else "masks empty"] += 1
+        self._keep(row, digest, decoded, mask)
 
-    def _keep(self, row: Mapping[str, Any], digest: str, decoded: DecodedImage) -> None:
+    def _keep(self, row: Mapping[str, Any], digest: str, decoded: DecodedImage, mask: _Mask | None) -> None:
         from pipelines.descriptors import phash
         from pipelines.measures import measure
 
         box = (
             upright_box(tuple(row["box"]), *decoded.stored_size, decoded.orientation) if row["box"] else None
         )
+        instance = {k: row[k] for k in ("image_id", "instance_id", "category")}
+        if mask is not None and mask.box is not None:  # an empty mask says nothing of where the object is
+            box = box or mask.box
+            instance |= {"mask_uri": row["mask_uri"], "mask_sha256": mask.sha256}
         image = {k: row[k] for k in ("image_id", "domain", "uri", "licence", "attribution")}
         image |= {"width": decoded.width, "height": decoded.height, "sha256": digest}
         self.rows["images"].append(image)
-        instance = {k: row[k] for k in ("image_id", "instance_id", "category", "mask_uri")}
         self.rows["instances"].append(instance | {"box": box})
         seen_box = _scaled(box, decoded)
         self.rows["measures"].append({"image_id": row["image_id"], **measure(decoded.image, seen_box)})
@@ -280,20 +287,53 @@ def _scaled(box: Box | None, decoded: DecodedImage) -> Box | None:
     return box[0] * sx, box[1] * sy, box[2] * sx, box[3] * sy
 
 
-def _read_ahead(
-    rows: list[dict[str, Any]],
-) -> Iterator[tuple[dict[str, Any], bytes | ImageRejected]]:
-    """Each row with the bytes of its image, a few read ahead: a remote store answers in many milliseconds."""
+class _Found(NamedTuple):
+    """The bytes of an image and of its mask, or why there are none."""
+
+    image: bytes | ImageRejected
+    mask: bytes | ImageRejected | None
+    """None where no mask is listed."""
+
+
+class _Mask(NamedTuple):
+    sha256: str
+    box: Box | None
+    """None of an empty mask."""
+
+
+def _mask(uri: str | None, data: bytes | ImageRejected | None, image: DecodedImage) -> _Mask | None:
+    """What the mask of an image says; judged by the image's own size, so that no mask is larger than was allowed.
+
+    Raises:
+        ImageRejected: the mask is listed, but cannot be read or is none of this image.
+    """
+    if data is None:
+        return None
+    if isinstance(data, ImageRejected):
+        raise ImageRejected("bad_mask", f"{uri}: {data.detail}")
+    try:
+        inside = decode_mask(data, (image.width, image.height))
+    except OacirError as error:
+        raise ImageRejected("bad_mask", f"{uri}: {error}") from error
+    return _Mask(hashlib.sha256(data).hexdigest(), mask_box(inside))
+
+
+def _read_ahead(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], _Found]]:
+    """Each row with the bytes of its files, a few read ahead: a remote store answers in many milliseconds."""
     with ThreadPoolExecutor(READ_AHEAD) as pool:
-        coming: deque[Future[bytes | ImageRejected]] = deque()
+        coming: deque[Future[_Found]] = deque()
         for position, row in enumerate(rows):
             while len(coming) < READ_AHEAD and position + len(coming) < len(rows):
-                coming.append(pool.submit(_read, rows[position + len(coming)]["uri"]))
+                coming.append(pool.submit(_find, rows[position + len(coming)]))
             yield row, coming.popleft().result()
 
 
+def _find(row: Mapping[str, Any]) -> _Found:
+    return _Found(_read(row["uri"]), None if row["mask_uri"] is None else _read(row["mask_uri"]))
+
+
 def _read(uri: str) -> bytes | ImageRejected:
-    """The bytes of an image, or why there are none.
+    """The bytes of a file, or why there are none.
 
     A file that is gone or closed to us is a verdict on that file. Any other failure of a remote store is not: it
     stops the part, and the next run does it again, so that no image is lost to a bad moment of the network.

@@ -52,7 +52,10 @@ INSTANCES = pa.schema(
         pa.field("instance_id", pa.string(), nullable=False),
         pa.field("category", pa.string(), nullable=False),
         pa.field("box", BOX),
-        pa.field("mask_uri", pa.string()),
+        pa.field(
+            "mask_uri", pa.string()
+        ),  # a PNG of the upright image's size, not 0 inside (training/masks.py)
+        pa.field("mask_sha256", pa.string()),
     ]
 )
 DESCRIPTORS = pa.schema(
@@ -135,6 +138,8 @@ QUADRUPLES = pa.schema(
         pa.field("category", pa.string(), nullable=False),
         pa.field("reference_id", pa.string(), nullable=False),
         pa.field("reference_box", BOX, nullable=False),
+        pa.field("reference_mask_uri", pa.string()),
+        pa.field("reference_mask_sha256", pa.string()),
         pa.field("modification_text", pa.string(), nullable=False),
         pa.field("target_ids", pa.list_(pa.string()), nullable=False),  # the first is the primary target
         pa.field("group_ids", pa.list_(pa.string())),
@@ -193,7 +198,7 @@ REASONS = frozenset(
     {
         # images, while reading and decoding
         "not_a_file", "empty_file", "not_an_image", "unsupported_format", "truncated", "corrupt",
-        "too_many_pixels", "too_small", "extreme_aspect", "unreadable", "duplicate_content",
+        "too_many_pixels", "too_small", "extreme_aspect", "unreadable", "duplicate_content", "bad_mask",
         # images and instances, while filtering
         "class_centric", "too_few_images",
         # pairs

@@ -27,7 +27,7 @@ from infra.base.progress import Progress
 from pipelines.records import TABLES, conform
 
 WORK, RECORDS = "_work", "_accounts"
-MACHINE_COLUMNS = frozenset({"uri", "mask_uri", "mark", "detail", "descriptor"})
+MACHINE_COLUMNS = frozenset({"uri", "mask_uri", "reference_mask_uri", "mark", "detail", "descriptor"})
 READERS = 16
 
 

@@ -50,6 +50,9 @@ def domain_figures(
         "mean_words": round(counts.get("words", 0) / total, 2) if total else None,
         "thresholds": thresholds.model_dump(),
     }
+    masks = {kind: counts.get(f"masks {kind}", 0) for kind in ("kept", "empty")}
+    if any(masks.values()):
+        figures["masks"] = masks
     if not queries["test"]:
         figures["why_no_query"] = _why(thresholds, counts, largest, instances, total)
     return figures
@@ -95,6 +98,8 @@ def details_of(manifest: Manifest) -> Iterator[str]:
         things = " + ".join(f"{f['instances'][s]:,} {s}" for s in (*QUERY_SPLITS, "reserve"))
         words = f", {f['mean_words']:.1f} words a text" if f["mean_words"] else ""
         yield f"{domain}: {f['images_listed']:,} images, instances {things}, queries {queries}{words}"
+        if f.get("masks", {}).get("empty"):
+            yield f"{domain}: {f['masks']['empty']:,} masks are empty and were left out"
         if "why_no_query" in f:
             yield f"{domain}: no test query: {f['why_no_query']}"
     for place, g in manifest.figures["galleries"].items():

@@ -2,14 +2,16 @@
 
 Beside the domains the root may hold
 - `manifest.csv` with a column `image_path` (relative to the root) and any of `identity` (`<domain>/<name>`, in place
-  of the folder), `category`, `licence`, `attribution`, `source_repo` (the attribution where that is absent or empty);
+  of the folder), `category`, `licence`, `attribution`, `source_repo` (the attribution where that is absent or empty),
+  `mask_path` (relative to the root, below `masks/`, in place of the mask of the image's name);
 - any number of `boxes*.csv` with columns `image_path, x, y, w, h`, in pixels of the image as stored, from its top left;
-- `masks/<domain>/…/<image name>.png`, one per image.
+- `masks/<domain>/…/<image name>.png`, one per image: a PNG of the upright image's width and height, every sample but 0
+  inside the object (`training/masks.py`). Where an image has a mask and no box, the box around the mask is its box.
 
 Deeper folders belong to the instance above them; an image that lies directly in a domain is an instance of its own.
-Rows of a CSV that name no image of the folder are counted in a warning; a row that cannot be understood, or a second
-one for the same image, is an error. Other files at the root, and folders there that start with a dot, are no part of
-the collection.
+Rows of a CSV that name no image of the folder, and masks of no image, are counted in a warning; a row that cannot be
+understood, or a second one for the same image, is an error. Other files at the root, and folders there that start
+with a dot, are no part of the collection.
 """
 
 from __future__ import annotations
@@ -162,11 +164,12 @@ class ImageFolder:
         paths = {file.path for file in scan.images}
         manifest = self._manifest(paths)
         boxes = self._boxes(paths)
-        rows = []
+        rows, used = [], set()
         for file in scan.images:
             domain, inner = file.path.split("/", 1)
             said = manifest.get(file.path, {})
-            mask = storage.join(MASKS, str(PurePosixPath(file.path).with_suffix(".png")))
+            mask = said.get("mask_path") or f"{MASKS}/{PurePosixPath(file.path).with_suffix('.png')}"
+            used.add(mask)
             rows.append(
                 {
                     "image_id": file.path,
@@ -183,6 +186,10 @@ class ImageFolder:
                     "context_json": None,
                 }
             )
+        if lost := sorted(scan.masks - used):
+            log.warning(
+                "%s: %d masks belong to no image, the first: %s", self.root, len(lost), _as_text(lost[0])
+            )
         return sorted(rows, key=lambda r: (r["domain"], r["instance_id"], r["image_id"]))
 
     def _manifest(self, paths: set[str]) -> dict[str, dict[str, str]]:
@@ -197,6 +204,11 @@ class ImageFolder:
             if identity and (not identity.startswith(f"{domain}/") or identity == f"{domain}/"):
                 raise OacirError(
                     f"{where}: identity {identity!r}; allowed is '{domain}/<name>', as the path says"
+                )
+            mask = row.get("mask_path")
+            if mask and mask not in self._scan.masks:
+                raise OacirError(
+                    f"{where}: mask_path {mask!r} names no file below {MASKS}/{domain}/; correct or empty it"
                 )
             rows[path] = row
         return rows

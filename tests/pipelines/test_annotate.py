@@ -114,6 +114,7 @@ def annotate(splits: dict[str, str], max_words: int = 30) -> StageResult:
     ]
     base = {"domain": "d", "instance_id": "d/i", "category": "c", "uri": "u", "width": 64, "height": 64}
     base |= {"sha256": "s", "size_bytes": 1, "mark": ""}
+    images[0] |= {"mask_uri": "/masks/0.png", "mask_sha256": "m0"}
 
     def table(name: str) -> pa.Table:
         schema = TABLES[name]
@@ -162,6 +163,8 @@ def test_stage_gives_each_pair_a_quadruple_or_a_reason() -> None:
     assert (query["reference_id"], query["target_ids"], query["split"]) == ("d/i/0", ["d/i/1"], "test")
     assert query["reference_box"] == [0, 0, 9, 9]
     assert query["provenance"]["parent_id"] == "d/01"
+    assert (query["reference_mask_uri"], query["reference_mask_sha256"]) == ("/masks/0.png", "m0")
+    assert quadruples["d/10"]["reference_mask_uri"] is None  # the target's mask is not the reference's
     assert result.counts["d"]["queries test"] == 3
     assert result.counts["d"]["instances with queries test"] == 1
     assert result.counts["d"]["words"] == sum(
@@ -192,6 +195,7 @@ def test_a_text_that_names_the_instance_is_refused() -> None:
     pairs = {"pair_id": ["d/1"], "domain": ["d"], "instance_id": ["d/red_kettle2"], "reference_id": ["a"]}
     known = {"image_id": ["a", "b"], "width": [9, 9], "height": [9, 9]}
     more = {"image_id": ["a", "b"], "box": [None, None], "category": ["c", "c"]}
+    more |= {"mask_uri": [None, None], "mask_sha256": [None, None]}
     tables = {
         "listing": pa.table({"image_id": ["a", "b"], "context_json": ["", ""]}),
         "_work/images/filtered": pa.table(known),

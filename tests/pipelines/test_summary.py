@@ -63,3 +63,8 @@ def test_why_a_domain_yields_no_query(
 def test_thresholds_as_a_line() -> None:
     line = "τ_valid 8, τ_high 0.92, τ_centric 0.88, τ_count 3, texts of at most 30 words"
     assert thresholds_line(THRESHOLDS) == line
+
+
+def test_masks_are_stated_where_there_are_any() -> None:
+    assert "masks" not in figures({}, largest=0)
+    assert figures({"masks kept": 3, "masks empty": 1}, largest=0)["masks"] == {"kept": 3, "empty": 1}

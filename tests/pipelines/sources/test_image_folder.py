@@ -129,6 +129,31 @@ def test_a_folder_is_listed_in_order_with_all_it_says(root: str) -> None:
     assert rejects(listed) == {}
 
 
+def test_a_manifest_may_name_the_mask_and_masks_of_no_image_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (
+        "toys/a/1.jpg",
+        "toys/a/2.jpg",
+        "masks/toys/a/2.png",
+        "masks/toys/other.png",
+        "masks/toys/b.png",
+    ):
+        write(str(tmp_path / name))
+    write(
+        str(tmp_path / "manifest.csv"),
+        b"image_path,mask_path\ntoys/a/1.jpg,masks/toys/other.png\ntoys/a/2.jpg,\n",
+    )
+    with caplog.at_level(logging.WARNING):
+        found = rows(source(tmp_path))
+    assert [r["mask_uri"] for r in found] == [
+        str(tmp_path / "masks/toys/other.png"),
+        str(tmp_path / "masks/toys/a/2.png"),
+    ]
+    (warning,) = [r.message for r in caplog.records if "masks belong" in r.message]
+    assert "1 masks belong to no image, the first: masks/toys/b.png" in warning
+
+
 def test_domains_can_be_chosen(root: str) -> None:
     assert ids(source(root, domains=["birds"])) == ["birds/ünïcödé 名前/100%25 #1.jpg"]
     with pytest.raises(OacirError, match=r"no domain cars; there are: birds, toys"):
@@ -230,6 +255,11 @@ def test_an_empty_folder_named_like_an_image_and_links_are_accounted_for(tmp_pat
             r"line 2: identity 'birds/x'; allowed is",
         ),
         ("manifest.csv", b"image_path\n\xff\xfe\n", r"not UTF-8"),
+        (
+            "manifest.csv",
+            "image_path,mask_path\ntoys/a/1.jpg,masks/toys/none.png\n",
+            r"line 2: mask_path 'masks/toys/none\.png' names no file below masks/toys/; correct or empty it",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_understood_is_one_clear_line(
