@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_BYTES = 8 << 20
+_RANGE = re.compile(r"(.+)#bytes=(\d+)\+(\d+)")
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,45 @@ def exists(url: str) -> bool:
     return bool(filesystem_.exists(path))
 
 
+def byte_range(url: str, offset: int, length: int) -> str:
+    """The URL of a run of bytes inside a file (a member of a tar), which `read_bytes` reads by itself."""
+    return f"{url}#bytes={offset}+{length}"
+
+
 def read_bytes(url: str) -> bytes:
-    """The whole file.
+    """The whole file, or the run of bytes that a `byte_range` names, in one read.
 
     Raises:
-        OacirError: nothing lies there, or it cannot be read.
+        OacirError: nothing lies there, or it cannot be read, or it ends before the run does.
     """
+    part = _RANGE.fullmatch(url)
     try:
+        if part:
+            return _read_range(part[1], int(part[2]), int(part[3]))
         if not is_s3(url):
             return Path(url).read_bytes()
         filesystem_, path = filesystem(url)
         return bytes(filesystem_.cat_file(path))
+    except EOFError as error:
+        raise OacirError(f"{url}: {error}; run the command again, so that it is listed anew") from error
     except OSError as error:
         raise OacirError(
             f"{url}: cannot be read ({error.strerror or error}); check the path and access"
         ) from error
+
+
+def _read_range(url: str, offset: int, length: int) -> bytes:
+    if not length:  # a store answers an empty range with the whole file or with an error
+        return b""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        data = bytes(filesystem_.cat_file(path, start=offset, end=offset + length))
+    else:
+        with Path(path).open("rb", buffering=0) as stream:
+            data = os.pread(stream.fileno(), length, offset)
+    if len(data) != length:
+        raise EOFError(f"{length:,} bytes wanted, {len(data):,} are there: the file was cut or replaced")
+    return data
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -56,6 +56,18 @@ def test_bytes_and_tables_come_back(place: str) -> None:
     assert storage.read_table(storage.join(place, "t.parquet"), ["b"]).column_names == ["b"]
 
 
+def test_a_run_of_bytes_inside_a_file_is_read_by_itself(place: str) -> None:
+    url = storage.join(place, "folder", "a #1.tar")
+    storage.write_bytes(url, b"0123456789")
+    assert storage.read_bytes(storage.byte_range(url, 3, 4)) == b"3456"
+    assert storage.read_bytes(storage.byte_range(url, 9, 1)) == b"9"
+    assert storage.read_bytes(storage.byte_range(url, 3, 0)) == b""
+    with pytest.raises(OacirError, match=r"a #1\.tar#bytes=8\+4: 4 bytes wanted, 2 are there"):
+        storage.read_bytes(storage.byte_range(url, 8, 4))
+    with pytest.raises(OacirError, match="cannot be read"):
+        storage.read_bytes(storage.byte_range(storage.join(place, "absent.tar"), 0, 4))
+
+
 def test_files_come_and_go_without_passing_through_memory(place: str, tmp_path: Path) -> None:
     here, back, url = tmp_path / "here.bin", tmp_path / "back.bin", storage.join(place, "a", "b.bin")
     here.write_bytes(b"x" * 100_000)
