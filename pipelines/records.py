@@ -196,6 +196,8 @@ TABLES: dict[str, pa.Schema] = {
 
 REASONS = frozenset(
     {
+        # images, while listing: nothing says which instance it shows; what is said cannot be understood; named twice
+        "no_identity", "bad_label", "duplicate_name",
         # images, while reading and decoding
         "not_a_file", "empty_file", "not_an_image", "unsupported_format", "truncated", "corrupt",
         "too_many_pixels", "too_small", "extreme_aspect", "unreadable", "duplicate_content", "bad_mask",
