@@ -76,8 +76,10 @@ def test_there_and_back_every_weight_is_the_same(modulation, tower):
     for name, weight in back.items():
         assert torch.equal(weight, state[name]), name
         assert weight.dtype == state[name].dtype
+        assert weight.untyped_storage().nbytes() == weight.nbytes  # what is saved drags nothing else along
     again = from_release(back, config)
     assert set(again) == set(ours)
+    assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in ours.values())
     assert all(torch.equal(again[name], weight) for name, weight in ours.items())
 
 
