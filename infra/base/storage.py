@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -211,25 +211,43 @@ def list_files(url: str) -> Iterator[FileInfo]:
     if is_s3(url):
         filesystem_.invalidate_cache(path)
         found = filesystem_.find(path, detail=True)
-        entries = [
-            FileInfo(
-                key[len(path.rstrip("/")) + 1 :], int(info["size"]), str(info.get("ETag", "")).strip('"')
-            )
-            for key, info in found.items()
-        ]
+        entries = [_object(key, info, path) for key, info in found.items()]
     else:
         root = Path(path)
         entries = []
         for folder, _, names in os.walk(root, followlinks=True):
             for name in names:
-                file = Path(folder) / name
-                try:
-                    status = file.stat()
-                except OSError:
-                    status = None  # a dangling link: listed with no size, refused when it is read
-                size, mark = (status.st_size, str(status.st_mtime_ns)) if status else (-1, "")
-                entries.append(FileInfo(file.relative_to(root).as_posix(), size, mark))
+                entries.append(_file(Path(folder) / name, root))
     yield from sorted((e for e in entries if not e.path.endswith(".tmp")), key=lambda e: e.path)
+
+
+def files_in(url: str) -> list[FileInfo]:
+    """The files directly in a folder, by name, as `list_files` gives them; none where nothing lies."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.invalidate_cache(path)
+        found = filesystem_.ls(path, detail=True) if filesystem_.isdir(path) else []
+        files = [e for e in found if e["type"] == "file" and e["name"].rstrip("/") != path.rstrip("/")]
+        entries = [_object(e["name"], e, path) for e in files]
+    else:
+        root = Path(path)
+        there = root.iterdir() if root.is_dir() else ()
+        entries = [_file(file, root) for file in there if not file.is_dir()]
+    return sorted((e for e in entries if not e.path.endswith(".tmp")), key=lambda e: e.path)
+
+
+def _object(key: str, info: Mapping[str, Any], folder: str) -> FileInfo:
+    path = key[len(folder.rstrip("/")) + 1 :]
+    return FileInfo(path, int(info["size"]), str(info.get("ETag", "")).strip('"'))
+
+
+def _file(file: Path, folder: Path) -> FileInfo:
+    try:
+        status = file.stat()
+    except OSError:
+        status = None  # a dangling link: listed with no size, refused when it is read
+    size, mark = (status.st_size, str(status.st_mtime_ns)) if status else (-1, "")
+    return FileInfo(file.relative_to(folder).as_posix(), size, mark)
 
 
 def list_folders(url: str) -> list[str]:

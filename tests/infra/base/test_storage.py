@@ -93,6 +93,14 @@ def test_listing_is_sorted_relative_and_without_temporaries(place: str) -> None:
     assert storage.list_folders(place) == []
 
 
+def test_the_files_directly_in_a_folder(place: str) -> None:
+    for name in ("b/2.txt", "a.txt", "c.txt", ".x.tmp"):
+        storage.write_bytes(storage.join(place, name), name.encode())
+    assert storage.files_in(place) == [f for f in storage.list_files(place) if "/" not in f.path]
+    assert [(f.path, f.size_bytes) for f in storage.files_in(place)] == [("a.txt", 5), ("c.txt", 5)]
+    assert storage.files_in(storage.join(place, "absent")) == []
+
+
 def test_only_the_first_writer_of_a_new_file_wins(place: str) -> None:
     url = storage.join(place, "manifest.json")
     assert storage.write_new(url, b"first")
