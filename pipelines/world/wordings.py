@@ -3,6 +3,9 @@
 Both columns of an entry share the words that carry its meaning, and the second is put together mostly from words that the
 first column of some entry shows; phrases, clauses and whole sentence frames are new. A model that learned the words from
 the first column can read the second, one that learned sentences by heart cannot.
+
+Every phrase can follow "show it", and every frame hangs its phrases on such a verb, so that any combination is a sentence
+that a person would say.
 """
 
 # ruff: noqa: E501 - a table with one row a line reads better than a wrapped one
@@ -28,66 +31,66 @@ def _w(*training: str, held_out: tuple[str, ...]) -> Wording:
 
 
 PLACE: dict[str, Wording] = {
-    "beach": _w("on a sandy beach", "at the beach by the sea", "on the beach", held_out=("by a sandy beach at the sea", "at a beach")),
-    "desert": _w("in the desert", "among desert dunes", "in a dry desert", held_out=("by dry dunes in a desert", "at the desert")),
-    "forest": _w("in a forest", "by the forest trees", "at a green forest", held_out=("among green trees in the forest", "by a forest")),
-    "mountains": _w("in the mountains", "by snowy mountains", "before the mountains", held_out=("among the snowy mountains", "at high mountains")),
-    "city": _w("in the city", "before a city skyline", "in a city street", held_out=("by the skyline of a city", "at a city street")),
-    "meadow": _w("in a green meadow", "on a meadow with flowers", "on the meadow", held_out=("among flowers in the meadow", "by a meadow")),
-    "boutique": _w("in a boutique", "inside the boutique", "at a boutique rail", held_out=("by the rail in the boutique", "inside a boutique")),
-    "brick wall": _w("before a brick wall", "at the red brick wall", "on a brick wall", held_out=("by a red wall of brick", "at a brick wall")),
-    "wooden floor": _w("on a wooden floor", "over the wooden floor", "on wooden floor planks", held_out=("over planks of a wooden floor", "at the wooden floor")),
-    "lawn": _w("on a lawn", "over the green lawn", "on the lawn", held_out=("by a green lawn", "over a lawn")),
-    "street": _w("in the street", "on a street pavement", "outside in a street", held_out=("by the pavement of a street", "outside on the street")),
-    "stage": _w("on a stage", "before the stage curtain", "on a theatre stage", held_out=("by the curtain of a theatre stage", "at the stage")),
-    "kitchen counter": _w("on a kitchen counter", "on the counter in a kitchen", "at the kitchen counter", held_out=("by a counter in the kitchen", "over the kitchen counter")),
-    "wooden table": _w("on a wooden table", "at the wooden table", "on a table of wooden boards", held_out=("over boards of a wooden table", "by the wooden table")),
-    "picnic blanket": _w("on a picnic blanket", "at a picnic on the blanket", "on the picnic blanket", held_out=("over the blanket of a picnic", "at a picnic blanket")),
-    "marble shelf": _w("on a marble shelf", "on white marble", "at the marble shelf", held_out=("by a shelf of white marble", "over the marble shelf")),
-    "office desk": _w("on an office desk", "at the office desk", "before an office screen", held_out=("by the screen in an office", "over the office desk")),
-    "garden wall": _w("on a garden wall", "in the garden on stones", "at the garden wall", held_out=("over stones of a garden wall", "by the garden wall")),
-    "studio": _w("before a plain studio ground", "in the studio", "in a plain studio", held_out=("by the plain ground of a studio", "inside a studio")),
+    "beach": _w("on a sandy beach", "on the beach by the sea", "on the beach", held_out=("by the sea on a sandy beach", "at a beach")),
+    "desert": _w("in the desert", "among desert dunes", "in a dry desert", held_out=("among the dry dunes of the desert", "in a desert")),
+    "forest": _w("in a forest", "among the forest trees", "in the green forest", held_out=("among the green trees of a forest", "in the forest")),
+    "mountains": _w("in the mountains", "by snowy mountains", "in front of the mountains", held_out=("in front of snowy mountains", "among the mountains")),
+    "city": _w("in the city", "in front of a city skyline", "on a city street", held_out=("in front of the skyline of a city", "on a street in a city")),
+    "meadow": _w("in a green meadow", "in a meadow with flowers", "in the meadow", held_out=("among the flowers of a meadow", "in the green meadow")),
+    "boutique": _w("in a boutique", "inside the boutique", "by the rail of a boutique", held_out=("by a boutique rail", "inside a boutique")),
+    "brick wall": _w("in front of a brick wall", "by the red brick wall", "against a brick wall", held_out=("in front of a wall of red brick", "against the brick wall")),
+    "wooden floor": _w("on a wooden floor", "on the planks of a wooden floor", "on the wooden floor", held_out=("on a floor of wooden planks", "on wooden floor planks")),
+    "lawn": _w("on a lawn", "on the green lawn", "outside on the lawn", held_out=("on a green lawn", "outside on a lawn")),
+    "street": _w("in the street", "on the pavement of a street", "outside in a street", held_out=("on a street pavement", "outside on the street")),
+    "stage": _w("on a stage", "in front of the stage curtain", "on a theatre stage", held_out=("on the stage of a theatre", "in front of a stage curtain")),
+    "kitchen counter": _w("on a kitchen counter", "on the counter in a kitchen", "on the kitchen counter", held_out=("on a counter in the kitchen", "on the counter of a kitchen")),
+    "wooden table": _w("on a wooden table", "on a table of wooden boards", "on the wooden table", held_out=("on the wooden boards of a table", "on the boards of a wooden table")),
+    "picnic blanket": _w("on a picnic blanket", "on the blanket at a picnic", "on the picnic blanket", held_out=("at a picnic on a blanket", "on the blanket of a picnic")),
+    "marble shelf": _w("on a marble shelf", "on a white marble shelf", "on the marble shelf", held_out=("on a shelf of white marble", "on the white marble shelf")),
+    "office desk": _w("on an office desk", "in front of an office screen", "on the desk in an office", held_out=("in front of the screen in an office", "on a desk in the office")),
+    "garden wall": _w("on a garden wall", "on the stones of a garden wall", "on the garden wall", held_out=("on a wall of stones in the garden", "on the wall of a garden")),
+    "studio": _w("on a plain studio ground", "in the studio", "in a plain studio", held_out=("on the plain ground of a studio", "inside a studio")),
 }  # fmt: skip
 
 LIGHT: dict[str, Wording] = {
-    "daylight": _w("in plain daylight", "in bright daylight", "by daylight", held_out=("with bright daylight", "under plain daylight")),
-    "sunset": _w("at sunset", "in the warm sunset light", "by sunset", held_out=("with the light of a sunset", "under a warm sunset")),
-    "night": _w("at night", "in the dark of night", "by night", held_out=("with a dark night", "in the night")),
-    "lamplight": _w("in warm lamplight", "by yellow lamplight", "under a yellow lamp", held_out=("with yellow lamplight", "under a warm lamp")),
-    "neon": _w("in blue neon light", "under neon light", "by blue neon", held_out=("with light of blue neon", "in neon")),
-    "dim": _w("in dim light", "in a dim room", "by dim light", held_out=("under dim light", "with the room dim")),
+    "daylight": _w("in plain daylight", "in bright daylight", "by daylight", held_out=("in the bright daylight", "in daylight")),
+    "sunset": _w("at sunset", "in warm sunset light", "during the sunset", held_out=("in the light of a sunset", "during a warm sunset")),
+    "night": _w("at night", "in the dark of night", "by night", held_out=("in the dark night", "during the night")),
+    "lamplight": _w("in warm lamplight", "by yellow lamplight", "under a yellow lamp", held_out=("in yellow lamplight", "in the warm light of a lamp")),
+    "neon": _w("in blue neon light", "under neon light", "under a blue neon light", held_out=("in the light of blue neon", "in neon light")),
+    "dim": _w("in dim light", "in a dim room", "in the dim light of a room", held_out=("under dim light", "in a room with dim light")),
 }  # fmt: skip
 
 WEATHER: dict[str, Wording] = {
-    "clear": _w("under a clear sky", "in clear weather", "with clear air", held_out=("in clear air", "with a clear sky")),
-    "rain": _w("in the rain", "in heavy rain", "with rain falling", held_out=("under falling rain", "with heavy rain")),
-    "snow": _w("in the snow", "with snow falling", "under fresh snow", held_out=("in fresh snow", "under falling snow")),
-    "fog": _w("in thick fog", "wrapped in fog", "with fog around", held_out=("under thick fog", "with fog all around")),
+    "clear": _w("under a clear sky", "in clear weather", "on a clear day", held_out=("with a clear sky", "on a day of clear weather")),
+    "rain": _w("in the rain", "in heavy rain", "with rain falling", held_out=("in the falling rain", "with heavy rain falling")),
+    "snow": _w("in the snow", "with snow falling", "in fresh snow", held_out=("in the falling snow", "with fresh snow falling")),
+    "fog": _w("in thick fog", "wrapped in fog", "with fog around it", held_out=("wrapped in thick fog", "with thick fog around it")),
 }  # fmt: skip
 
 POSITION: dict[str, Wording] = {
-    "left": _w("on the left side", "placed at the left", "to the left", held_out=("at the left side", "placed to the left")),
-    "middle": _w("in the middle", "placed in the middle", "at the middle", held_out=("to the very middle", "placed at the middle")),
-    "right": _w("on the right side", "placed at the right", "to the right", held_out=("at the right side", "placed to the right")),
+    "left": _w("on the left side", "placed on the left", "at the left of the picture", held_out=("on the left of the picture", "placed at the left")),
+    "middle": _w("in the middle", "placed in the middle", "at the middle of the picture", held_out=("in the very middle", "placed at the middle")),
+    "right": _w("on the right side", "placed on the right", "at the right of the picture", held_out=("on the right of the picture", "placed at the right")),
 }  # fmt: skip
 
 DISTANCE: dict[str, Wording] = {
-    "near": _w("seen from near", "near and large", "near the camera", held_out=("large and near", "seen near the camera")),
-    "far": _w("seen from far", "far and small", "far from the camera", held_out=("small and far", "seen far from the camera")),
+    "near": _w("near the camera", "seen from close by", "near and large", held_out=("close to the camera", "large and near")),
+    "far": _w("far from the camera", "seen from far away", "far and small", held_out=("far away from the camera", "small and far away")),
 }  # fmt: skip
 
 POSE: dict[str, dict[str, Wording]] = {
     "fashion": {
-        "upright": _w("hanging upright", "held upright", held_out=("straight and upright", "placed upright")),
-        "tilted": _w("tilted to a side", "hanging tilted", held_out=("held tilted", "placed tilted")),
+        "upright": _w("hanging upright", "held upright", "hanging straight", held_out=("held straight", "straight and upright")),
+        "tilted": _w("tilted to one side", "hanging tilted", held_out=("held tilted", "hanging tilted to one side")),
     },
     "car": {
-        "right": _w("facing right", "driving and facing right", held_out=("facing right and driving", "seen facing right")),
-        "left": _w("facing left", "driving and facing left", held_out=("facing left and driving", "seen facing left")),
+        "right": _w("facing right", "driving and facing right", held_out=("facing to the right", "with its front facing right")),
+        "left": _w("facing left", "driving and facing left", held_out=("facing to the left", "with its front facing left")),
     },
     "product": {
-        "upright": _w("standing upright", "set upright", held_out=("placed upright", "seen standing upright")),
-        "lying": _w("lying on its side", "lying flat", held_out=("placed lying", "seen lying flat")),
+        "upright": _w("standing upright", "set upright", held_out=("placed upright", "standing straight and upright")),
+        "lying": _w("lying on its side", "lying flat", held_out=("lying flat on its side", "placed flat on its side")),
     },
     "landmark": {},
 }  # fmt: skip
@@ -97,25 +100,25 @@ FRAMES: dict[str, Wording] = {
     "place": _w(
         "Keep everything the same, but now show it {place}.",
         "I want to see the very same one again, now {place}.",
-        "Change only the scene, which should now be {place}.",
+        "Change only the scene, and show the same one {place}.",
         "Take the same one and put it somewhere else, {place}.",
         held_out=(
-            "Now the scene should change, so show the very same {place}.",
-            "But this time I want everything else kept and it {place}.",
+            "This time I want everything else the same, but it should be {place}.",
+            "It should be the very same one, but put it {place} this time.",
         ),
     ),
     "changes": _w(
         "I want to see it {place}, this time {changes}.",
         "Change the scene so that it is {place}, {changes}.",
-        "Keep it the same but show it {place}, {changes}.",
-        "The very same one again, but {place} and {changes}.",
-        "Put it somewhere else, which is now {place} and {changes}.",
-        "Now have it {changes}, and the scene should be {place}.",
+        "Keep everything else the same but show it {place}, {changes}.",
+        "The very same one again, but {place}, and now {changes}.",
+        "Now show it {changes}, and put it somewhere else, {place}.",
+        "It should be {place} now, and I want to see it {changes}.",
         held_out=(
-            "This time the scene should be {place} and it {changes}.",
-            "Show the same one again, {changes} and now {place}.",
-            "Please let me see it put {place}, but {changes}.",
-            "Have everything change: {place} it should be, and {changes}.",
+            "This time it should be {place}, and I want it {changes}.",
+            "Show the same one again, {changes}, but now put it {place}.",
+            "Put the very same one {place} now, and show it {changes}.",
+            "I want the scene to change: show it {changes}, and put it {place}.",
         ),
     ),
 }
