@@ -43,7 +43,8 @@ IMAGES = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("licence", pa.string()),
         pa.field("attribution", pa.string()),
-        pa.field("split", pa.string()),  # train | dev | test | reserve (a distractor); null before stage 4
+        # train | dev | test | hidden (in no query with a known target) | reserve (a distractor); null before stage 4
+        pa.field("split", pa.string()),
     ]
 )
 INSTANCES = pa.schema(
@@ -133,16 +134,19 @@ QUADRUPLES = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
         pa.field("domain", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),  # train | dev | test
+        # train | dev | test | hidden (a test server keeps the targets)
+        pa.field("split", pa.string(), nullable=False),
+        # Where a release names no instances: an image is its own, a query's is its primary target (hidden: reference).
         pa.field("instance_id", pa.string(), nullable=False),
         pa.field("category", pa.string(), nullable=False),
         pa.field("reference_id", pa.string(), nullable=False),
-        pa.field("reference_box", BOX, nullable=False),
+        pa.field("reference_box", BOX),  # null: the benchmark anchors no object
         pa.field("reference_mask_uri", pa.string()),
         pa.field("reference_mask_sha256", pa.string()),
         pa.field("modification_text", pa.string(), nullable=False),
-        pa.field("target_ids", pa.list_(pa.string()), nullable=False),  # the first is the primary target
-        pa.field("group_ids", pa.list_(pa.string())),
+        # The first is the primary target; none where the split is hidden.
+        pa.field("target_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("group_ids", pa.list_(pa.string())),  # images among which the query is also ranked by itself
         pa.field("provenance", PROVENANCE, nullable=False),
     ]
 )
@@ -205,6 +209,8 @@ REASONS = frozenset(
         "class_centric", "too_few_images",
         # pairs
         "too_similar",
+        # images and quadruples of a released benchmark
+        "missing_file", "missing_image", "target_is_reference",
         # quadruples
         "no_box", "no_difference", "text_too_long", "text_names_instance", "no_text",
     }

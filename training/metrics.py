@@ -17,13 +17,13 @@ def oacir_ranks(
     scores: NDArray[np.floating],
     gallery_ids: Sequence[str],
     gallery_instances: Sequence[str],
-    reference_ids: Sequence[str],
+    reference_ids: Sequence[str | None],
     target_ids: Sequence[str],
     instance_ids: Sequence[str],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ranks (1 = best) of the target and of the first image of the target's instance, reference removed.
 
-    Ties go to the smaller image id. A reference that is not in the gallery removes nothing.
+    Ties go to the smaller image id. A reference that is not in the gallery, or None, removes nothing.
 
     Args:
         scores: higher is better, [Q, G].
@@ -56,7 +56,8 @@ def oacir_ranks(
     target_rank = np.empty(queries, np.int64)
     instance_rank = np.empty(queries, np.int64)
     for query, row in enumerate(scores):
-        reference = column_of.get(reference_ids[query], -1)
+        removed = reference_ids[query]
+        reference = -1 if removed is None else column_of.get(removed, -1)
         target = column_of.get(target_ids[query], -1)
         own = [column for column in members.get(instance_ids[query], ()) if column != reference]
         if target < 0 or target == reference:

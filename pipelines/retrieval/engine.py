@@ -47,6 +47,13 @@ class QuerySet:
     """Boxes in pixels of the upright reference."""
     sizes: list[tuple[int, int]]
     """Width and height of the upright reference in pixels."""
+    reference_kept: bool = False
+    """Whether the reference stays in the ranking, as some benchmarks have it."""
+
+    @property
+    def removed_ids(self) -> list[str | None]:
+        """The image that is taken out of each query's ranking."""
+        return [None if self.reference_kept else reference for reference in self.reference_ids]
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -178,11 +185,11 @@ def score(queries: torch.Tensor, targets: torch.Tensor) -> Floats:
 def rank(scores: Floats, queries: QuerySet, rows: slice, gallery: Gallery, top_k: int) -> Ranking:
     """Rank the gallery for the queries of `rows`, whose scores [rows, T] are given.
 
-    The reference is removed; ties go to the smaller image_id.
+    The reference is removed, unless the queries keep it; ties go to the smaller image_id.
     """
     from training.metrics import oacir_ranks
 
-    references = queries.reference_ids[rows]
+    references = queries.removed_ids[rows]
     target_rank, instance_rank = oacir_ranks(
         scores,
         gallery.image_ids,

@@ -80,6 +80,7 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
             "name": dataset.manifest.name,
             "url": dataset.url,
             "content_hash": dataset.manifest.content_hash,
+            "notes": dataset.manifest.figures.get("notes", []),
         },
         "absent": absent_domains(dataset, recipe.split, [t.domain for t in tasks]),
     }

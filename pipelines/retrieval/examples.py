@@ -125,8 +125,8 @@ class _Album:
             self._uris[image_id] = data_uri(jpeg(image, *self.level), "image/jpeg")
         return self._uris[image_id]
 
-    def reference(self, image_id: str, box: Sequence[float]) -> str | None:
-        """The reference with its box drawn, larger than the thumbnails; None where it cannot be read."""
+    def reference(self, image_id: str, box: Sequence[float] | None) -> str | None:
+        """The reference with its box drawn, if it has one, larger than the thumbnails; None where it cannot be read."""
         image = self._read(image_id, None)
         if image is None:
             return None

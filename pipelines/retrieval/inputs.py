@@ -181,12 +181,13 @@ def load_tasks(dataset: versions.Version, split: str) -> list[DomainTask]:
     table = dataset.table("gallery")
     table = table.filter(pc.equal(table["split"], split)).sort_by("image_id")
     sizes = image_sizes(dataset)
+    kept = dataset.manifest.figures.get("protocol", {}).get("reference") == "kept"
     tasks = []
     for domain in sorted(set(quadruples["domain"].to_pylist())):
         rows = quadruples.filter(pc.equal(quadruples["domain"], domain)).to_pylist()
         gallery_id = f"{domain}/{split}"
         members = table.filter(pc.equal(table["gallery_id"], gallery_id)).to_pylist()
-        queries = _query_set(rows, sizes)
+        queries = _query_set(rows, sizes, kept)
         gallery = Gallery(gallery_id, [m["image_id"] for m in members], [m["instance_id"] for m in members])
         found = gallery_hash(gallery.image_ids)
         _check_gallery(dataset, gallery, queries, found)
@@ -206,15 +207,18 @@ def gallery_hash(image_ids: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{i}\n" for i in sorted(image_ids)).encode()).hexdigest()
 
 
-def _query_set(rows: list[dict[str, Any]], sizes: dict[str, tuple[int, int]]) -> QuerySet:
+def _query_set(
+    rows: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], reference_kept: bool
+) -> QuerySet:
     return QuerySet(
         query_ids=[r["query_id"] for r in rows],
         instance_ids=[r["instance_id"] for r in rows],
         reference_ids=[r["reference_id"] for r in rows],
         target_ids=[r["target_ids"][0] for r in rows],
         texts=[r["modification_text"] for r in rows],
-        boxes=[tuple(r["reference_box"]) for r in rows],
+        boxes=[None if r["reference_box"] is None else tuple(r["reference_box"]) for r in rows],
         sizes=[sizes[r["reference_id"]] for r in rows],
+        reference_kept=reference_kept,
     )
 
 

@@ -14,7 +14,7 @@ from pipelines.retrieval.inputs import DomainTask
 METRICS = ("R_ID@1", "R_ID@5", "R_ID@10", "R@1", "R@5", "R@10", "R@50")
 AVERAGE = "Avg"
 PROTOCOL = (
-    "OACIRR: one gallery per domain, the query's reference removed, ties to the smaller image id; percent; over all ="
+    "OACIRR: one gallery per domain, the query's reference {}, ties to the smaller image id; percent; over all ="
     " macro mean over the domains present; Avg = mean of R_ID@1, R@1, R@5"
 )
 FEW_QUERIES = 100
@@ -53,15 +53,16 @@ def chance(metric: str, task: DomainTask) -> float:
 
     if metric == AVERAGE:
         return float(np.mean([chance(name, task) for name in AVERAGED]))
-    inside = set(task.gallery.image_ids)
-    removed = np.array([reference in inside for reference in task.queries.reference_ids])
+    owner: dict[str | None, str] = dict(zip(task.gallery.image_ids, task.gallery.instance_ids, strict=True))
+    removed = np.array([reference in owner for reference in task.queries.removed_ids])
     relevant = np.ones(len(task.queries))
     name, _, k = metric.partition("@")
     if name == "R_ID":
         counts: dict[str, int] = {}
         for instance in task.gallery.instance_ids:
             counts[instance] = counts.get(instance, 0) + 1
-        relevant = np.array([counts[instance] for instance in task.queries.instance_ids]) - removed
+        pairs = zip(task.queries.removed_ids, task.queries.instance_ids, strict=True)
+        relevant = np.array([counts[instance] - (owner.get(gone) == instance) for gone, instance in pairs])
     return chance_recall(len(task.gallery) - removed, int(k), relevant)
 
 
@@ -89,7 +90,9 @@ def figures(results: Sequence[DomainResult], samples: int, seed: int) -> dict[st
         "gallery": {"images": sum(len(r.task.gallery) for r in results)},
         "metrics": {name: _measure(name, results, samples, seed) for name in names},
     }
-    return {"protocol": PROTOCOL, "domains": domains, "overall": overall, "beta": _beta(results)}
+    kept = any(r.task.queries.reference_kept for r in results)
+    protocol = PROTOCOL.format("kept" if kept else "removed")
+    return {"protocol": protocol, "domains": domains, "overall": overall, "beta": _beta(results)}
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
@@ -112,7 +115,7 @@ def notes(data: Mapping[str, Any]) -> list[str]:
             + ("; the interval over all is too narrow" if len(data["domains"]) > 1 else "")
         )
     said += [f"domain {name} is absent: {why}" for name, why in data.get("absent", {}).items()]
-    return said
+    return [*said, *data.get("dataset", {}).get("notes", [])]
 
 
 def table(data: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,14 @@ def test_the_reference_is_removed_and_ties_go_to_the_smaller_id() -> None:
     assert found.target_rank.tolist() == [3, 4]
     assert found.instance_rank.tolist() == [2, 4]
     assert found.scores[0] == pytest.approx([0.7, 0.5, 0.5])
+
+
+def test_a_kept_reference_is_ranked_like_any_other_image() -> None:
+    asked = dataclasses.replace(queries([("mug", "b", "d")]), reference_kept=True)
+    found = rank(np.array([[0.5, 0.9, 0.7, 0.5, 0.1]], np.float32), asked, slice(0, 1), GALLERY, 3)
+    # b, the reference, comes first and is of the instance; then c, a, d
+    assert found.candidates == [[1, 2, 0]]
+    assert (found.target_rank.tolist(), found.instance_rank.tolist()) == ([4], [1])
 
 
 def test_fewer_candidates_than_asked_for() -> None:

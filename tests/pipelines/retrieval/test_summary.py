@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +64,20 @@ def test_chance_is_that_of_a_random_order_without_the_reference() -> None:
     assert summary.chance("R@5", CAR.task) == pytest.approx(500 / 9)
     assert summary.chance("R_ID@1", CAR.task) == pytest.approx(400 / 9)
     assert summary.chance("Avg", CAR.task) == pytest.approx((400 + 100 + 500) / 27)
+
+
+def test_chance_where_each_image_is_its_own_instance_or_the_reference_is_kept() -> None:
+    # one relevant image of ten less the reference, which is another instance
+    own = result("loose", [("a", 1, 1), ("b", 1, 1)])
+    ids = own.task.gallery.image_ids
+    queries = dataclasses.replace(own.task.queries, instance_ids=["a/1", "b/1"])
+    task = dataclasses.replace(own.task, queries=queries, gallery=Gallery("loose/test", ids, ids))
+    assert summary.chance("R_ID@1", task) == pytest.approx(100 / 9)
+    # kept: ten candidates, five of the instance
+    kept = dataclasses.replace(CAR.task.queries, reference_kept=True)
+    task = dataclasses.replace(CAR.task, queries=kept)
+    assert summary.chance("R@1", task) == pytest.approx(10)
+    assert summary.chance("R_ID@1", task) == pytest.approx(50)
 
 
 def test_intervals_hold_the_value_and_are_wider_by_instance() -> None:
