@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from infra.base.errors import OacirError, RecipeError
+from infra.base.errors import OacirError, RecipeError, RefusedError
 
 if TYPE_CHECKING:
     from infra.base.command import Outcome
@@ -45,6 +45,9 @@ VERBS: dict[str, Verb] = {
         "infra.ops.demo:demo",
     ),
     "build": Verb("photos → benchmark (Ray Data)", "pipelines.config:BuildRecipe", "pipelines.build:build"),
+    "data list": Verb("every version under the root", "pipelines.data:ListRecipe", "pipelines.data:list_all"),
+    "data show": Verb("one version in full", "pipelines.data:ShowRecipe", "pipelines.data:show"),
+    "data gc": Verb("delete what nothing needs, with --yes", "pipelines.data:GcRecipe", "pipelines.data:gc"),
     "embed": Verb(
         "images → frozen features (Ray Data)", "training.config:TrainRecipe", "pipelines.embed:embed"
     ),
@@ -73,6 +76,15 @@ VERBS: dict[str, Verb] = {
     ),
 }
 
+FAMILIES: dict[str, str] = {
+    "data": "what lies under the root",
+}
+"""First words of the verbs of two words, with their one-line help."""
+SWITCHES = ("json", "dry-run", "debug")
+"""Options of every command without a value."""
+CONFIRMATION = "yes"
+"""The one field of a recipe that is set by its name alone."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -100,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(f"{PROGRAM} {version('oacir')}")
             return 0
         if {"-h", "--help"} & set(words[1:]):
-            _say(_verb_help(words[0]))
+            name, _ = _split_verb([w for w in words if w not in ("-h", "--help")], "help")
+            _say(_verb_help(name) if name in VERBS else _family_help(name))
             return 0
         return _run(_parse(words))
     except KeyboardInterrupt:
@@ -128,6 +141,9 @@ def _run(call: Call) -> int:
     )
     outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run))
     _say_outcome(outcome, call.as_json)
+    if outcome.refused:
+        _complain(outcome.refused)
+        return RefusedError.exit_code
     return 0
 
 
@@ -142,8 +158,7 @@ def _say_outcome(outcome: Outcome, as_json: bool) -> None:
 
 
 def _parse(words: Sequence[str]) -> Call:
-    verb, rest = words[0], list(words[1:])
-    _verb(verb)
+    verb, rest = _split_verb(words)
     values: dict[str, str] = {}
     flags: set[str] = set()
     overrides: list[tuple[str, str]] = []
@@ -154,7 +169,7 @@ def _parse(words: Sequence[str]) -> Call:
                 f"unexpected word '{word}'; options have the form --key value (see {PROGRAM} {verb} --help)"
             )
         key, equals, value = word[2:].partition("=")
-        if key in ("json", "dry-run", "debug"):
+        if key in (*SWITCHES, CONFIRMATION):
             if equals:
                 _usage(f"--{key} takes no value")
             flags.add(key)
@@ -167,6 +182,8 @@ def _parse(words: Sequence[str]) -> Call:
             values[key] = value
         else:
             overrides.append((key, value))
+    if CONFIRMATION in flags:
+        overrides.append((CONFIRMATION, "true"))
     return Call(
         verb=verb,
         config=values.get("config"),
@@ -179,14 +196,39 @@ def _parse(words: Sequence[str]) -> Call:
     )
 
 
+def _split_verb(words: Sequence[str], purpose: Literal["run", "help"] = "run") -> tuple[str, list[str]]:
+    """The verb, of one word or two, and the words after it; for help the first word of a family is enough."""
+    first, rest = words[0], list(words[1:])
+    if first not in FAMILIES:
+        _verb(first)
+        return first, rest
+    if purpose == "help" and not rest:
+        return first, rest
+    second = rest.pop(0) if rest and not rest[0].startswith("-") else ""
+    if not second:
+        _usage(f"'{first}' needs a second word: {', '.join(_members(first))} (see {PROGRAM} {first} --help)")
+    if second not in _members(first):
+        _unknown(second, _members(first), f"{first} ")
+    return f"{first} {second}", rest
+
+
+def _members(family: str) -> list[str]:
+    """The second words of a family."""
+    return [name.split()[1] for name in VERBS if name.startswith(f"{family} ")]
+
+
 def _verb(name: str) -> Verb:
     if name not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(name, VERBS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(VERBS)}"
-        _usage(f"unknown command '{name}'; {hint}")
+        _unknown(name, [*(n for n in VERBS if " " not in n), *FAMILIES])
     return VERBS[name]
+
+
+def _unknown(name: str, known: Sequence[str], before: str = "") -> NoReturn:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{before}{near[0]}'?" if near else f"there are: {', '.join(known)}"
+    _usage(f"unknown command '{before}{name}'; {hint}")
 
 
 def _usage(problem: str) -> NoReturn:
@@ -194,8 +236,10 @@ def _usage(problem: str) -> NoReturn:
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    rows = {name.split()[0]: verb.summary for name, verb in VERBS.items()}
+    rows |= {name: f"{text}: {' · '.join(_members(name))}" for name, text in FAMILIES.items()}
+    width = max(map(len, rows))
+    verbs = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows.items())
     return f"""{PROGRAM} {version("oacir")}: object-anchored composed image retrieval on Ray
 
 usage: {PROGRAM} COMMAND [--config RECIPE.yaml] [--root URL] [--out URL] [--section.field VALUE …]
@@ -214,6 +258,13 @@ options of every command
 
 {PROGRAM} COMMAND --help lists the recipe's fields. Set RAY_ADDRESS to use a running Ray cluster.
 exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 a check refused the result, 130 interrupted (resumable)"""
+
+
+def _family_help(name: str) -> str:
+    width = max(map(len, _members(name)))
+    rows = [f"  {word:<{width}}  {VERBS[f'{name} {word}'].summary}" for word in _members(name)]
+    lines = [f"{PROGRAM} {name}: {FAMILIES[name]}", "", *rows, ""]
+    return "\n".join([*lines, f"{PROGRAM} {name} COMMAND --help lists the fields of each"])
 
 
 def _verb_help(name: str) -> str:

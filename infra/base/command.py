@@ -30,3 +30,5 @@ class Outcome:
     """JSON-able numbers, printed with `--json`."""
     details: tuple[str, ...] = ()
     """Lines printed before the message (tables, accounts)."""
+    refused: str | None = None
+    """Why a check refuses the result that lies there, in one line; the command then exits with code 3."""

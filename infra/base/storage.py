@@ -250,6 +250,16 @@ def _file(file: Path, folder: Path) -> FileInfo:
     return FileInfo(file.relative_to(folder).as_posix(), size, mark)
 
 
+def last_change(url: str) -> float | None:
+    """When a file below a folder was last written, in seconds since the epoch; None where none lies."""
+    filesystem_, path = filesystem(url)
+    if is_s3(url):
+        filesystem_.invalidate_cache(path)
+    found = filesystem_.find(path, detail=True).values()
+    times = (info["LastModified"].timestamp() if is_s3(url) else float(info["mtime"]) for info in found)
+    return max(times, default=None)
+
+
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly below a URL, sorted; empty where nothing lies."""
     filesystem_, path = filesystem(url)

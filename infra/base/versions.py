@@ -168,7 +168,7 @@ def start(kind: Kind, name: str, key: str, recipe: Config, *, root: str, out: st
             f"{url}: holds files that are no version of oacir; choose an empty folder with --out"
         )
     else:
-        marker = {"kind": kind, "name": name, "key": key}
+        marker = {"kind": kind, "name": name, "key": key, "recipe": recipe.model_dump(mode="json")}
         storage.write_bytes(storage.join(url, MARKER), json.dumps(marker).encode())
     return Draft(url, kind, name, key, recipe.model_dump(mode="json"), finished)
 

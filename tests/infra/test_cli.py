@@ -25,6 +25,8 @@ def run_toy(recipe: Toy, context: Context) -> Outcome:
         raise OacirError("toy.jpg: is broken; mend it")
     if recipe.fail == "refused":
         raise RefusedError("the gate says no")
+    if recipe.fail == "gate":
+        return Outcome("made", context.out, {"count": 0}, refused="it holds nothing; feed it")
     if recipe.fail == "wrapped":
         try:
             raise OacirError("inner reason")
@@ -91,9 +93,52 @@ def test_help_of_a_command_lists_its_fields(capsys: pytest.CaptureFixture[str]) 
     assert "--count  (int, default 1)\n      How many." in capsys.readouterr().out
 
 
+@pytest.fixture
+def family(toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.FAMILIES, "toys", "all kinds of toys")
+    for second in ("make", "mend"):
+        verb = cli.Verb(f"{second} toys", f"{__name__}:Toy", f"{__name__}:run_toy")
+        monkeypatch.setitem(cli.VERBS, f"toys {second}", verb)
+
+
+@pytest.mark.usefixtures("family")
+def test_a_verb_of_two_words_takes_options_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["toys", "make", "--count", "3", "--root", "R"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a detail", "made 3 in R"]
+    assert cli.main(["toys", "--help"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:4] == ["  make  make toys", "  mend  mend toys"]
+    assert cli.main(["toys", "mend", "--help"]) == 0
+    assert "oacir toys mend: mend toys" in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    assert "toys      all kinds of toys: make · mend" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("family")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["toys"], "'toys' needs a second word: make, mend"),
+        (["toys", "--count", "3"], "'toys' needs a second word: make, mend"),
+        (["toys", "mkae"], "did you mean 'toys make'?"),
+        (["toys", "make", "now"], "unexpected word 'now'"),
+        (["tois"], "did you mean 'toys'?"),
+        (["toy", "--yes=1"], "--yes takes no value"),
+    ],
+)
+def test_a_wrong_second_word_is_answered_with_the_right_ones(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_yes_is_a_field_that_needs_no_value() -> None:
+    assert cli._parse(["data", "gc", "--yes", "--root", "R"]).overrides == (("yes", "true"),)
+
+
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
 def test_every_verb_loads_and_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([verb, "--help"]) == 0
+    assert cli.main([*verb.split(), "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     fields = [line for line in lines if line.lstrip(" *").startswith("--")]
     assert len(fields) >= 2
@@ -118,3 +163,11 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy() -> None:
     for heavy in ("'torch'", "'ray'", "'transformers'", "'pyarrow'", "'pydantic'"):
         assert heavy not in done.stdout
     assert best < 1.0
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["toy", "--fail", "gate", "--json"]) == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["count"] == 0
+    assert said.err == "oacir: error: it holds nothing; feed it\n"
