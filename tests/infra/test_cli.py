@@ -27,6 +27,8 @@ def run_toy(recipe: Toy, context: Context) -> Outcome:
         raise RefusedError("the gate says no")
     if recipe.fail == "gate":
         return Outcome("made", context.out, {"count": 0}, refused="it holds nothing; feed it")
+    if recipe.fail == "gate":
+        return Outcome("made", context.out, {"count": 0}, refused="it holds nothing; feed it")
     if recipe.fail == "wrapped":
         try:
             raise OacirError("inner reason")
@@ -163,6 +165,14 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy() -> None:
     for heavy in ("'torch'", "'ray'", "'transformers'", "'pyarrow'", "'pydantic'"):
         assert heavy not in done.stdout
     assert best < 1.0
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["toy", "--fail", "gate", "--json"]) == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["count"] == 0
+    assert said.err == "oacir: error: it holds nothing; feed it\n"
 
 
 @pytest.mark.usefixtures("toy")
