@@ -83,6 +83,8 @@ class ReportRecipe(Config):
     """Queries shown with their rankings, drawn by seed over the domains."""
     seed: int = 0
     """Seed of the draw."""
+    attention: bool = True
+    """Load the models and show where they looked, with β and without."""
     page_bytes: Annotated[int, Field(ge=200_000)] = 5_000_000
     """Largest size of the page; thumbnails shrink to fit, down to 48 px."""
 

@@ -10,6 +10,7 @@ from infra.base.command import Context, Outcome
 from infra.base.html import render
 from infra.base.progress import duration
 from infra.base.versions import Version, list_versions
+from pipelines.retrieval.attention import looks
 from pipelines.retrieval.compared import Compared, compare, dataset_of
 from pipelines.retrieval.config import ReportRecipe
 from pipelines.retrieval.examples import SHOWN, cards
@@ -38,9 +39,10 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
             f"would write {url}: {len(compared)} models, {recipe.queries} queries of {dataset.url}"
         )
     figures = compared[0].figures
-    images = recipe.queries * (2 + SHOWN * len(compared))
+    images = recipe.queries * (2 + (SHOWN + 2 * recipe.attention) * len(compared))
     budget = recipe.page_bytes - MARKUP_BYTES - images * MARKUP_BYTES_PER_IMAGE
     shown, unreadable = cards(dataset, compared, figures["split"], recipe.queries, recipe.seed, budget)
+    unseen = _add_looks(dataset, compared, shown) if recipe.attention else []
     page = render(
         "report.html.jinja",
         title=recipe.title,
@@ -60,6 +62,7 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
         cards=shown,
         shown=SHOWN,
         unreadable=unreadable,
+        unseen=unseen,
         seed=recipe.seed,
         provenance=_provenance(dataset, compared),
     )
@@ -71,6 +74,18 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
         url,
         {"bytes": len(data), "queries": [card["id"] for card in shown], "unreadable": unreadable},
     )
+
+
+def _add_looks(dataset: Version, compared: Sequence[Compared], shown: Sequence[dict[str, Any]]) -> list[str]:
+    """Give every shown answer where its model looked (None where there is nothing); sentences on what is missing."""
+    rows = {row["query_id"]: row for row in dataset.table("quadruples").to_pylist()} if shown else {}
+    missing = []
+    for number, one in enumerate(compared):
+        found, why = looks(dataset, one, [rows[card["id"]] for card in shown])
+        missing += [why] if why else []
+        for card in shown:
+            card["models"][number]["look"] = found.get(card["id"])
+    return missing
 
 
 def _place(recipe: ReportRecipe, context: Context) -> str:
