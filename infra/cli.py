@@ -47,6 +47,12 @@ VERBS: dict[str, Verb] = {
     "build": Verb("photos → benchmark (Ray Data)", "pipelines.config:BuildRecipe", "pipelines.build:build"),
     "data list": Verb("every version under the root", "pipelines.data:ListRecipe", "pipelines.data:list_all"),
     "data show": Verb("one version in full", "pipelines.data:ShowRecipe", "pipelines.data:show"),
+    "data verify": Verb(
+        "every byte, account, hash and gallery of a version",
+        "pipelines.verify:VerifyRecipe",
+        "pipelines.verify:verify",
+    ),
+    "data diff": Verb("from one dataset to another", "pipelines.diff:DiffRecipe", "pipelines.diff:diff"),
     "data gc": Verb("delete what nothing needs, with --yes", "pipelines.data:GcRecipe", "pipelines.data:gc"),
     "embed": Verb(
         "images → frozen features (Ray Data)", "training.config:TrainRecipe", "pipelines.embed:embed"

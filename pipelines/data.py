@@ -171,8 +171,10 @@ def _sections(manifest: Manifest) -> Iterator[str]:
 
 
 def _account_rows(manifest: Manifest) -> Iterator[list[str]]:
+    from pipelines.summary import in_order
+
     yield ["", "in", "kept", "rejected", "reserved", "not sampled", "reasons"]
-    for stage, accounts in manifest.accounts.items():
+    for stage, accounts in in_order(manifest.accounts):
         for a in accounts:
             numbers = (a.taken_in, a.kept, sum(a.rejected.values()), a.reserved, a.not_sampled)
             reasons = ", ".join(f"{reason} {n:,}" for reason, n in sorted(a.rejected.items()) if n)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from infra.base.versions import Manifest
 from pipelines.config import DomainThresholds
 
 QUERY_SPLITS = ("train", "dev", "test")
-STAGES = ("listing", "collect", "filter", "annotate", "gallery")
+STAGES = ("render", "listing", "collect", "filter", "annotate", "candidates", "gallery")
+"""The order in which a build does its stages; a manifest keeps them by name."""
+T = TypeVar("T")
+
+
+def in_order(by_stage: Mapping[str, T]) -> list[tuple[str, T]]:
+    """Items by stage in the order of the build; stages it does not know come last, by name."""
+    place = {stage: number for number, stage in enumerate(STAGES)}
+    return sorted(by_stage.items(), key=lambda item: (place.get(item[0], len(STAGES)), item[0]))
 
 
 def thresholds_line(thresholds: DomainThresholds) -> str:
@@ -90,8 +98,8 @@ def _why(
 
 def details_of(manifest: Manifest) -> Iterator[str]:
     """Lines for people: accounts of each stage, then figures of each domain and gallery."""
-    for stage in STAGES:
-        for account in manifest.accounts[stage]:
+    for stage, accounts in in_order(manifest.accounts):
+        for account in accounts:
             yield f"{stage}: {account.line()}"
     for domain, f in manifest.figures["domains"].items():
         queries = " + ".join(f"{f['queries'][s]:,} {s}" for s in QUERY_SPLITS)

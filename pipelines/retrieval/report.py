@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from infra.base import charts, storage
 from infra.base.command import Context, Outcome
@@ -15,14 +15,12 @@ from pipelines.retrieval.compared import Compared, compare, dataset_of
 from pipelines.retrieval.config import ReportRecipe
 from pipelines.retrieval.examples import SHOWN, cards
 from pipelines.retrieval.summary import AVERAGE, METRICS, percent
+from pipelines.summary import in_order
 
-T = TypeVar("T")
 HEADLINE = ("R_ID@1", "R@1", "R@5", AVERAGE)
 MARKUP_BYTES, MARKUP_BYTES_PER_IMAGE = 100_000, 250
 """What the page holds beside the images, and around each of them; with room to spare."""
 LOSS_POINTS = 400
-STAGES = ("listing", "collect", "filter", "annotate", "candidates", "gallery")
-"""The order in which a build does its stages; a manifest keeps them by name."""
 
 
 def report(recipe: ReportRecipe, context: Context) -> Outcome:
@@ -57,7 +55,7 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
         training=_training_charts(compared),
         beta=_beta_charts(compared),
         unmodulated=[one.label for one in compared if not one.betas],
-        accounts=_in_order(dataset.manifest.accounts),
+        accounts=in_order(dataset.manifest.accounts),
         seconds=_seconds(context.root, dataset, compared),
         cards=shown,
         shown=SHOWN,
@@ -197,7 +195,7 @@ def _beta_charts(compared: Sequence[Compared]) -> list[str]:
 
 def _seconds(root: str, dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str, str]]:
     """Rows (what, stage, time) of every version the page rests on."""
-    rows = [("benchmark", stage, s) for stage, s in _in_order(dataset.manifest.seconds)]
+    rows = [("benchmark", stage, s) for stage, s in in_order(dataset.manifest.seconds)]
     stores = {one.evaluation.manifest.parents.get("features") for one in compared}
     for version in list_versions(root, "features"):
         if version.manifest.content_hash in stores:
@@ -208,12 +206,6 @@ def _seconds(root: str, dataset: Version, compared: Sequence[Compared]) -> list[
         seconds = one.evaluation.manifest.seconds
         rows.append((one.label, "evaluate", sum(seconds.values())))
     return [(what, stage, f"{s:.1f} s" if s < 10 else duration(s)) for what, stage, s in rows]
-
-
-def _in_order(by_stage: Mapping[str, T]) -> list[tuple[str, T]]:
-    """Items by stage in the order of the build; stages it does not know come last, by name."""
-    place = {stage: number for number, stage in enumerate(STAGES)}
-    return sorted(by_stage.items(), key=lambda item: (place.get(item[0], len(STAGES)), item[0]))
 
 
 def _provenance(dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str]]:
