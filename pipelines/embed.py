@@ -17,56 +17,86 @@ from infra.base.versions import Draft, FileEntry, Version, content_hash, file_en
 from training.config import TrainRecipe
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
+    from training.model.views import ReferenceView
+    from training.stores import Contents
 
 PLACEHOLDER_TEXT = "image"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to be computed: distinct image contents in shards of fixed membership."""
+    """What has to be computed: distinct contents in shards of fixed membership."""
 
     dataset: Version
-    images: pa.Table
-    """image_id, uri, sha256, sorted by image_id; several ids may share one content."""
+    wanted: Contents
+    """Several of its images may share one content."""
     shards: list[dict[str, Any]]
-    """{shard, path, uris, sha256s} of each shard; the first image of a content stands for it."""
+    """{shard, path, uris, contents} of each shard; the first image of a content stands for it."""
+    tower_hash: str
     feature_key: str
     key: str
     tokens: int
     width: int
     row_bytes: int
 
+    @property
+    def forwards(self) -> int:
+        """Distinct contents: forwards of the tower."""
+        return sum(len(shard["contents"]) for shard in self.shards)
+
+    def figures(self, dtype: str) -> dict[str, Any]:
+        """What the store states of itself."""
+        return {
+            "feature_key": self.feature_key,
+            "images": len(self.wanted.images),
+            "forwards": self.forwards,
+            "tokens": self.tokens,
+            "width": self.width,
+            "dtype": dtype,
+            "view": self.wanted.view,
+            "bytes": self.forwards * self.row_bytes,
+        }
+
 
 def embed(recipe: TrainRecipe, context: Context) -> Outcome:
     """Write the feature store of the recipe's tower over every image that the benchmark's queries and galleries use.
 
-    A shard is the unit of work: it appears whole or not at all, and a later run of the same command computes only
-    the missing ones.
+    Where the recipe's model sees a crop or a drawn box of the reference, a second store holds these views. A shard is
+    the unit of work: it appears whole or not at all, and a later run of the same command computes only the missing
+    ones.
 
     Raises:
         OacirError: no such dataset, or an image is gone or no longer the one that the benchmark was built from.
     """
+    plans = _plans(recipe, context)
+    if context.out is not None and len(plans) > 1:
+        raise OacirError(
+            f"--out {context.out}: names one version, model.reference_view {recipe.model.reference_view} makes two"
+            " (images and views); leave --out away"
+        )
+    outcomes = [_outcome(recipe, plan, context) for plan in plans]
+    if len(outcomes) == 1:
+        return outcomes[0]
+    whole, views = outcomes
+    return Outcome(
+        f"{whole.message}; {views.message}",
+        whole.location,
+        whole.figures | {"views": views.figures | {"location": views.location}},
+        (*whole.details, *views.details),
+    )
+
+
+def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
+    """Make one store, unless it is there or the plan alone is asked for."""
     began = time.monotonic()
-    plan = _plan(recipe, context)
-    distinct = sum(len(s["sha256s"]) for s in plan.shards)
-    figures: dict[str, Any] = {
-        "feature_key": plan.feature_key,
-        "images": len(plan.images),
-        "forwards": distinct,
-        "tokens": plan.tokens,
-        "width": plan.width,
-        "dtype": recipe.embed.dtype,
-        "view": "full",
-        "bytes": distinct * plan.row_bytes,
-    }
+    figures, distinct = plan.figures(recipe.embed.dtype), plan.forwards
     name = plan.dataset.manifest.name
+    what = "images" if plan.wanted.view == "full" else f"references ({plan.wanted.view})"
     if context.dry_run:
         details = (
-            f"{len(plan.images):,} images, {distinct:,} distinct contents = forwards of the tower",
+            f"{len(plan.wanted.images):,} {what}, {distinct:,} distinct contents = forwards of the tower",
             f"{len(plan.shards):,} shards of up to {recipe.embed.images_per_shard:,} images,"
             f" {figures['bytes'] / 2**30:.2f} GiB ({recipe.embed.dtype})",
         )
@@ -74,16 +104,16 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
     draft = start("features", name, plan.key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
         return Outcome(
-            f"nothing to do: these {distinct:,} images were embedded before: {draft.url}", draft.url, figures
+            f"nothing to do: these {distinct:,} {what} were embedded before: {draft.url}", draft.url, figures
         )
     done = _finished_shards(draft, plan)
     missing = [shard for shard in plan.shards if shard["shard"] not in done]
     if missing:
-        _compute(recipe, draft, plan, missing, distinct)
+        _compute(recipe, draft, plan, missing)
     _commit(draft, plan, figures, time.monotonic() - began)
     resumed = f" ({len(done)} of {len(plan.shards)} shards from an earlier run)" if done else ""
     return Outcome(
-        f"embedded {distinct:,} images in {duration(time.monotonic() - began)}{resumed}: {draft.url}",
+        f"embedded {distinct:,} {what} in {duration(time.monotonic() - began)}{resumed}: {draft.url}",
         draft.url,
         figures,
     )
@@ -92,32 +122,32 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
 class Embedder:
     """A worker with the tower in memory; one row in, one shard written."""
 
-    def __init__(self, recipe: TrainRecipe, store_url: str, feature_key: str) -> None:
+    def __init__(self, recipe: TrainRecipe, tower_hash: str) -> None:
         import torch
 
         from infra.base.ray_session import has_gpu
         from training.features import DTYPES
 
         torch.set_num_threads(recipe.scaling.threads_per_worker)
-        self.model, self.processor, found = _tower(recipe)
-        if found != feature_key:
+        self.model, self.processor = _tower(recipe)
+        found = self.model.tower_state_hash()
+        if found != tower_hash:
             raise OacirError(
-                f"model.weights: a worker loaded another tower (key {found}, the driver's {feature_key})"
+                f"model.weights: a worker loaded another tower (hash {found}, the driver's {tower_hash})"
             )
         self.device = torch.device("cuda" if recipe.scaling.use_gpu and has_gpu() else "cpu")
         self.model.to(self.device)
-        self.store_url, self.batch_size = store_url, recipe.embed.batch_size
+        self.batch_size = recipe.embed.batch_size
         self.dtype = DTYPES[recipe.embed.dtype]
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Write the shards of a batch of rows {shard, path, uris, sha256s}; rows {shard, images, error}."""
+        """Write the shards of a batch of rows {shard, url, view, uris, contents}; rows {shard, images, error}."""
         out: dict[str, list[Any]] = {"shard": [], "images": [], "error": []}
-        rows = (batch[name] for name in ("shard", "path", "uris", "sha256s"))
-        for shard, path, uris, sha256s in zip(*rows, strict=True):
+        rows = (batch[name] for name in ("shard", "url", "view", "uris", "contents"))
+        for shard, url, view, uris, contents in zip(*rows, strict=True):
             error = ""
             try:
-                data = self._tokens(list(zip(uris, sha256s, strict=True)))
-                storage.write_bytes(storage.join(self.store_url, str(path)), data)
+                storage.write_bytes(str(url), self._tokens(view, list(zip(uris, contents, strict=True))))
             except (
                 OacirError
             ) as problem:  # a row of its own: an exception here would surface as a page of trace
@@ -127,16 +157,28 @@ class Embedder:
             out["error"].append(error)
         return out
 
-    def _tokens(self, entries: list[tuple[str, str]]) -> bytes:
+    def _tokens(self, view: ReferenceView, entries: list[tuple[str, str]]) -> bytes:
         import torch
 
         parts = []
         for i in range(0, len(entries), self.batch_size):
-            images = [_open(uri, sha256) for uri, sha256 in entries[i : i + self.batch_size]]
+            images = [_see(view, *entry) for entry in entries[i : i + self.batch_size]]
             pixels = self.processor.pixels(images).to(self.device)
             tokens = self.model.encode_pixels(pixels).to(self.dtype).cpu().contiguous()
             parts.append(tokens.view(torch.uint8).numpy().tobytes())
         return b"".join(parts)
+
+
+def _see(view: ReferenceView, uri: str, content: str) -> Any:
+    """What is encoded of an image; `content` is its SHA-256, of a view followed by the box (`Contents.hashes`)."""
+    from training.model.views import see
+
+    sha256, _, box = content.partition("#")
+    image = _open(uri, sha256)
+    if not box:
+        return image
+    x1, y1, x2, y2 = (int(v) for v in box.split(","))
+    return see(image, (x1, y1, x2, y2), view)
 
 
 def _open(uri: str, sha256: str) -> Any:
@@ -152,50 +194,55 @@ def _open(uri: str, sha256: str) -> Any:
         raise OacirError(f"{uri}: cannot be decoded ({error}); build the benchmark again") from error
 
 
-def _tower(recipe: TrainRecipe) -> tuple[AdaFocalModel, AdaFocalProcessor, str]:
-    """The model with its tower, the processor as far as pixels go, and the feature key of the two."""
+def _tower(recipe: TrainRecipe) -> tuple[AdaFocalModel, AdaFocalProcessor]:
+    """The model with its tower, and the processor as far as pixels and regions go."""
     from training.export import build_model, build_processor
-    from training.features import feature_key, processor_fingerprint
 
     model = build_model(recipe.model)
     # pixels need no words: any tokenizer will do
-    processor = build_processor(recipe.model, model.config, lambda: [PLACEHOLDER_TEXT])
-    return (
-        model,
-        processor,
-        feature_key(model.tower_state_hash(), processor_fingerprint(processor), recipe.embed.dtype),
-    )
+    return model, build_processor(recipe.model, model.config, lambda: [PLACEHOLDER_TEXT])
 
 
-def _plan(recipe: TrainRecipe, context: Context) -> Plan:
-    from training.data import used_images
-    from training.features import DTYPES, shard_path, store_key
+def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
+    """One plan for each store that the recipe's model reads."""
+    from training.features import DTYPES, store_key
+    from training.stores import needed
 
     dataset = resolve(context.root, "datasets", recipe.dataset)
-    images = used_images(dataset)
-    model, _, key = _tower(recipe)
+    model, processor = _tower(recipe)
+    tower_hash, dtype = model.tower_state_hash(), recipe.embed.dtype
     tokens, width = model.config.num_image_tokens, model.config.vision_config.hidden_size
-    uri_of = dict(
-        zip(reversed(images["sha256"].to_pylist()), reversed(images["uri"].to_pylist()), strict=True)
-    )
-    contents = list(dict.fromkeys(images["sha256"].to_pylist()))
-    size = recipe.embed.images_per_shard
+    plans = []
+    for wanted in needed(dataset, processor):
+        feature_key = wanted.feature_key(tower_hash, processor, dtype)
+        plans.append(
+            Plan(
+                dataset=dataset,
+                wanted=wanted,
+                shards=_shards(wanted, recipe.embed.images_per_shard),
+                tower_hash=tower_hash,
+                feature_key=feature_key,
+                key=store_key(feature_key, wanted.hashes),
+                tokens=tokens,
+                width=width,
+                row_bytes=tokens * width * DTYPES[dtype].itemsize,
+            )
+        )
+    return plans
+
+
+def _shards(wanted: Contents, size: int) -> list[dict[str, Any]]:
+    from training.features import shard_path
+
+    hashes, uris = wanted.hashes, wanted.images["uri"].to_pylist()
+    uri_of = dict(zip(reversed(hashes), reversed(uris), strict=True))
+    contents = list(dict.fromkeys(hashes))
     shards = []
     for number, i in enumerate(range(0, len(contents), size)):
         own = contents[i : i + size]
-        uris = [uri_of[sha256] for sha256 in own]
-        shards.append({"shard": number, "path": shard_path(number, own), "uris": uris, "sha256s": own})
-    version_key = store_key(key, contents)
-    return Plan(
-        dataset=dataset,
-        images=images,
-        shards=shards,
-        feature_key=key,
-        key=version_key,
-        tokens=tokens,
-        width=width,
-        row_bytes=tokens * width * DTYPES[recipe.embed.dtype].itemsize,
-    )
+        path = shard_path(number, own)
+        shards.append({"shard": number, "path": path, "uris": [uri_of[c] for c in own], "contents": own})
+    return shards
 
 
 def _finished_shards(draft: Draft, plan: Plan) -> set[int]:
@@ -203,31 +250,27 @@ def _finished_shards(draft: Draft, plan: Plan) -> set[int]:
     return {
         shard["shard"]
         for shard in plan.shards
-        if lying.get(shard["path"]) == len(shard["sha256s"]) * plan.row_bytes
+        if lying.get(shard["path"]) == len(shard["contents"]) * plan.row_bytes
     }
 
 
-def _compute(
-    recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]], distinct: int
-) -> None:
-    left = sum(len(shard["sha256s"]) for shard in missing)
-    with Progress("embed", distinct, "images", done=distinct - left) as progress:
+def _compute(recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]]) -> None:
+    left = sum(len(shard["contents"]) for shard in missing)
+    with Progress("embed", plan.forwards, "images", done=plan.forwards - left) as progress:
         for row in _run(recipe, draft, plan, missing):
             if row["error"]:
                 raise OacirError(row["error"])
             progress.update(row["images"])
 
 
-def _embed_in_task(
-    batch: dict[str, Any], recipe_json: str, store_url: str, feature_key: str
-) -> dict[str, list[Any]]:
-    return _warm_embedder(recipe_json, store_url, feature_key)(batch)
+def _embed_in_task(batch: dict[str, Any], recipe_json: str, tower_hash: str) -> dict[str, list[Any]]:
+    return _warm_embedder(recipe_json, tower_hash)(batch)
 
 
 @lru_cache(maxsize=1)
-def _warm_embedder(recipe_json: str, store_url: str, feature_key: str) -> Embedder:
-    """The embedder of this process; later tasks find the tower in memory."""
-    return Embedder(TrainRecipe.model_validate_json(recipe_json), store_url, feature_key)
+def _warm_embedder(recipe_json: str, tower_hash: str) -> Embedder:
+    """The embedder of this process; later tasks, also of another store, find the tower in memory."""
+    return Embedder(TrainRecipe.model_validate_json(recipe_json), tower_hash)
 
 
 def _run(
@@ -239,12 +282,17 @@ def _run(
 
     connect()
     workers = min(recipe.embed.workers or data_workers(), len(missing))
-    dataset = ray.data.from_items(missing, override_num_blocks=len(missing))
+    items = [
+        {n: shard[n] for n in ("shard", "uris", "contents")}
+        | {"url": draft.path(shard["path"]), "view": plan.wanted.view}
+        for shard in missing
+    ]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
     # As in `stages`: tasks reuse warm processes, a GPU needs a pool of actors that keep their device.
     if recipe.scaling.use_gpu:
         rows = dataset.map_batches(
             Embedder,
-            fn_constructor_args=(recipe, draft.url, plan.feature_key),
+            fn_constructor_args=(recipe, plan.tower_hash),
             batch_size=1,
             num_gpus=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
@@ -252,7 +300,7 @@ def _run(
     else:
         rows = dataset.map_batches(
             _embed_in_task,
-            fn_args=(recipe.model_dump_json(), draft.url, plan.feature_key),
+            fn_args=(recipe.model_dump_json(), plan.tower_hash),
             batch_size=1,
             num_cpus=1,
             compute=ray.data.TaskPoolStrategy(size=workers),
@@ -266,20 +314,22 @@ def _commit(draft: Draft, plan: Plan, figures: dict[str, Any], seconds: float) -
     from training.features import INDEX
 
     place = {
-        sha256: (shard["shard"], row) for shard in plan.shards for row, sha256 in enumerate(shard["sha256s"])
+        content: (shard["shard"], row)
+        for shard in plan.shards
+        for row, content in enumerate(shard["contents"])
     }
-    places = [place[sha256] for sha256 in plan.images["sha256"].to_pylist()]
+    places = [place[content] for content in plan.wanted.hashes]
     index = pa.table(
         {
-            "image_id": plan.images["image_id"],
-            "sha256": plan.images["sha256"],
+            "image_id": plan.wanted.images["image_id"],
+            "sha256": plan.wanted.images["sha256"],
             "shard": pa.array([p[0] for p in places], pa.int32()),
             "row": pa.array([p[1] for p in places], pa.int64()),
         }
     )
     storage.write_table(draft.path(f"{INDEX}.parquet"), index)
     files: list[FileEntry] = [
-        file_entry(draft.url, shard["path"], len(shard["sha256s"])) for shard in plan.shards
+        file_entry(draft.url, shard["path"], len(shard["contents"])) for shard in plan.shards
     ]
     content: dict[str, int | str] = {f.path: f.sha256 for f in files}
     files.append(file_entry(draft.url, f"{INDEX}.parquet", len(index)))

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from infra.base.errors import OacirError
 from infra.base.versions import Version
+from pipelines.records import conform
+from training.anchors import anchors_of, load_anchors
 from training.distributed import share
 from training.features import FeatureStore
 
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from training.model.processing import AdaFocalProcessor
+    from training.model.views import TextEntity
 
 Rows = npt.NDArray[np.int64]
 QUADRUPLE_COLUMNS = [
-    "query_id", "domain", "split", "instance_id", "reference_id", "reference_box", "modification_text", "target_ids",
+    "query_id", "domain", "split", "instance_id", "category", "reference_id", "reference_box", "reference_mask_uri",
+    "reference_mask_sha256", "modification_text", "target_ids",
 ]  # fmt: skip
 
 
@@ -67,7 +71,7 @@ class QuerySet:
     """Quadruples of one split, row-aligned arrays."""
 
     reference_rows: Rows
-    """Row of the reference in the store, [n]."""
+    """Row of the reference (as the model sees it) in the store, [n]."""
     target_rows: Rows
     """Row of the primary target in the store, [n]."""
     input_ids: npt.NDArray[np.int32]
@@ -75,7 +79,7 @@ class QuerySet:
     text_lengths: npt.NDArray[np.int32]
     """Word pieces of each text, [n]."""
     patch_masks: npt.NDArray[np.bool_]
-    """Patches that the box touches, [n, N]."""
+    """Patches that the region touches, [n, N]."""
 
     def __len__(self) -> int:
         return len(self.reference_rows)
@@ -151,41 +155,57 @@ def batch_groups(quadruples: pa.Table, one_domain_per_batch: bool) -> Rows:
 def load_queries(
     quadruples: pa.Table, sizes: dict[str, tuple[int, int]], store: FeatureStore, processor: AdaFocalProcessor
 ) -> QuerySet:
-    """Quadruples as a set: texts tokenised, boxes turned into patch masks, images looked up in the store.
+    """Quadruples as a set: texts tokenised, regions turned into patch masks, images looked up in the store.
 
     Args:
         quadruples: rows of the `quadruples` table.
         sizes: image_id → (width, height) of the upright image, pixels.
-        store: the feature store.
+        store: the feature store; where the processor shows a view of the references, joined with the store of those.
         processor: the model's.
 
     Raises:
-        OacirError: an image is missing in the store.
+        OacirError: an image is missing in the store, or a mask is not the benchmark's.
     """
-    references = quadruples["reference_id"].to_pylist()
     targets = [ids[0] for ids in quadruples["target_ids"].to_pylist()]
-    boxes = [tuple(box) for box in quadruples["reference_box"].to_pylist()]
-    input_ids, mask = processor.texts(quadruples["modification_text"].to_pylist())
-    regions = processor.regions(boxes, [sizes[image_id] for image_id in references])
-    if regions.shape[1] != store.shape[0]:
+    input_ids, mask = processor.texts(
+        quadruples["modification_text"].to_pylist(),
+        quadruples["category"].to_pylist(),
+        quadruples["query_id"].to_pylist(),
+    )
+    anchors = load_anchors(anchors_of(quadruples.to_pylist(), sizes), processor)
+    if anchors.patch_masks.shape[1] != store.shape[0]:
         raise OacirError(
-            f"{store.version.url}: {store.shape[0]} tokens per image, the processor makes {regions.shape[1]}"
+            f"{store.version.url}: {store.shape[0]} tokens per image, the processor makes"
+            f" {anchors.patch_masks.shape[1]}"
         )
     return QuerySet(
-        store.rows(references),
+        store.rows(anchors.reference_keys),
         store.rows(targets),
         input_ids.numpy().astype(np.int32),
         mask.sum(1).numpy().astype(np.int32),
-        regions.numpy().astype(np.bool_),
+        anchors.patch_masks.numpy().astype(np.bool_),
     )
+
+
+def training_texts(quadruples: pa.Table, entity: TextEntity) -> list[str]:
+    """The modification texts as the model reads them: what a tokenizer is trained on."""
+    from training.model.views import name_entity
+
+    columns = (quadruples[name].to_pylist() for name in ("modification_text", "category", "query_id"))
+    return [name_entity(text, entity, *known) for text, *known in zip(*columns, strict=True)]
 
 
 def read_quadruples(dataset: Version, split: str) -> pa.Table:
     """The quadruples of a split, sorted by query_id so that no file layout changes the training."""
     import pyarrow.compute as pc
 
-    table = dataset.table("quadruples", QUADRUPLE_COLUMNS)
+    table = all_quadruples(dataset)
     return table.filter(pc.equal(table["split"], split)).sort_by("query_id")
+
+
+def all_quadruples(dataset: Version) -> pa.Table:
+    """All quadruples; a column that an older benchmark lacks (masks) is null."""
+    return conform(dataset.table("quadruples"), "quadruples").select(QUADRUPLE_COLUMNS)
 
 
 def image_sizes(dataset: Version) -> dict[str, tuple[int, int]]:

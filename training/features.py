@@ -43,7 +43,7 @@ def feature_key(tower_hash: str, processor_fingerprint: str, dtype: Dtype, view:
         tower_hash: `AdaFocalModel.tower_state_hash()`.
         processor_fingerprint: of the way from an image to pixels.
         dtype: type of the stored tokens.
-        view: what of the image is encoded; "full" is all of it.
+        view: what of the image is encoded: "full" is all of it, else `views.view_key`.
     """
     return recipe_hash(
         {"tower": tower_hash, "processor": processor_fingerprint, "dtype": dtype, "view": view}
@@ -65,14 +65,19 @@ def processor_fingerprint(processor: AdaFocalProcessor) -> str:
     )
 
 
-def store_key(key: str, sha256s: Iterable[str]) -> str:
-    """The key of a store's version: what its tokens depend on and which image contents it holds."""
-    return recipe_hash({"feature_key": key, "images": sorted(set(sha256s))})
+def store_key(key: str, contents: Iterable[str]) -> str:
+    """The key of a store's version: what its tokens depend on and what it holds.
+
+    Args:
+        key: the feature key.
+        contents: SHA-256 of the images; of a store of views see `stores.Contents.hashes`.
+    """
+    return recipe_hash({"feature_key": key, "images": sorted(set(contents))})
 
 
-def shard_path(shard: int, sha256s: Sequence[str]) -> str:
+def shard_path(shard: int, contents: Sequence[str]) -> str:
     """The path of a shard inside its store; named by its members, so that shards cut otherwise never mix."""
-    members = hashlib.sha256("".join(sha256s).encode()).hexdigest()[:8]
+    members = hashlib.sha256("".join(contents).encode()).hexdigest()[:8]
     return f"shards/{shard:05d}-{members}.bin"
 
 
@@ -137,8 +142,31 @@ class FeatureStore:
         """Distinct images."""
         return int(self._starts[-1])
 
+    def joined(self, views: FeatureStore) -> FeatureStore:
+        """This store with the rows of a store of views behind its own, so that one number names any of them.
+
+        Raises:
+            VersionError: the two do not hold tokens of one shape, or a name occurs in both.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if views.shape != self.shape or pc.any(pc.is_in(views._ids, value_set=self._ids)).as_py():
+            raise VersionError(
+                f"{views.version.url}: its views are none of the images in {self.version.url}; run `oacir embed` again"
+            )
+        return FeatureStore(
+            self.version,
+            self.key,
+            self.shape,
+            pa.concat_arrays([self._ids, views._ids]),
+            np.concatenate([self._row_of_id, views._row_of_id + len(self)]),
+            np.concatenate([self._starts, views._starts[1:] + len(self)]),
+            (*self._shards, *views._shards),
+        )
+
     def rows(self, image_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The row of each image.
+        """The row of each image (of each view, by its `view_id`).
 
         Raises:
             OacirError: an image is not in the store.

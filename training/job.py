@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ class Job:
 
     recipe: TrainRecipe
     run_url: str
-    store_url: str
-    feature_key: str
+    stores: tuple[tuple[str, str], ...]
+    """URL and feature key of the feature stores, in the order of `stores.needed`."""
     config: dict[str, Any]
     """Of the model (`AdaFocalConfig.to_dict`)."""
     weights: Any
@@ -41,6 +42,7 @@ class Board:
         self.row: dict[str, float] | None = None
         self.parts: dict[str, float] = {}
         self.failure = ""
+        self.rows: list[int] = []
 
     def post(self, row: dict[str, float]) -> None:
         """The newest history row."""
@@ -54,13 +56,13 @@ class Board:
         """Seconds by part of the steps."""
         self.parts = parts
 
-    def fail(self, message: str) -> None:
-        """A problem that trying again would not cure."""
-        self.failure = message
+    def fail(self, message: str, rows: Iterable[int]) -> None:
+        """A problem that trying again would not cure, and the rows of the batch that it came up with."""
+        self.failure, self.rows = message, [int(row) for row in rows]
 
-    def result(self) -> tuple[dict[str, float], str]:
-        """Seconds by part, and the problem if there was one."""
-        return self.parts, self.failure
+    def result(self) -> tuple[dict[str, float], str, list[int]]:
+        """Seconds by part; the problem if there was one, and its rows."""
+        return self.parts, self.failure, self.rows
 
 
 def work(job: Job) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -23,7 +24,7 @@ from infra.base.errors import OacirError
 from training import checkpoints
 from training.checkpoints import CheckpointWriter
 from training.config import TrainRecipe
-from training.data import QuerySet, Sampler
+from training.data import QuerySet, Rows, Sampler
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
 from training.distributed import share
 from training.features import FeatureStore
@@ -31,6 +32,7 @@ from training.job import BEST, TRAINED, Job
 from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
 from training.optim import build_optimizer, set_rates
+from training.stores import joined
 from training.task import ContrastiveTask
 
 HISTORY_COLUMNS = (
@@ -45,6 +47,18 @@ HISTORY_COLUMNS = (
 )
 MOST_REDUCED_AT_ONCE = 50_000_000
 POST_EVERY_S = 0.5
+JUDGED_EVERY_STEPS = 16
+"""Steps after which every worker looks whether all losses so far are numbers. Never by the clock: a worker that left
+alone would let the others wait in a collective."""
+
+
+class DivergedError(OacirError):
+    """Loss or weights are no numbers any more. Every worker finds so after the same step."""
+
+    def __init__(self, what: str, rows: Rows) -> None:
+        super().__init__(what)
+        self.rows = rows
+        """Rows of the global batch of the step."""
 
 
 def train_worker(job: Job) -> None:
@@ -52,16 +66,16 @@ def train_worker(job: Job) -> None:
     scaling = job.recipe.scaling
     torch.set_num_threads(scaling.threads_per_worker)
     device = get_device()
-    store = FeatureStore.open(job.store_url, job.feature_key)
+    store = joined([FeatureStore.open(url, key) for url, key in job.stores])
     queries, sampler, galleries, weights = ray.get([job.queries, job.sampler, job.galleries, job.weights])
     model = new_model(config_of(job.config), with_tower=False)
     model.load_state_dict(weights)
     loop = Loop(job, model.to(device), store, queries, sampler, galleries, device)
     try:
         loop.run()
-    except OacirError as error:
+    except DivergedError as error:
         # told to the driver, which stops: raised here, Ray Train would take it for a lost worker and try again
-        ray.get(job.board.fail.remote(str(error)))
+        ray.get(job.board.fail.remote(str(error), error.rows))
     finally:
         loop.writer.close()
 
@@ -105,7 +119,9 @@ class Loop:
         )
         self.history: list[tuple[float, ...]] = []
         self.dev: list[tuple[float, ...]] = []
-        self.pending: list[tuple[tuple[float, ...], Tensor, Any, Tensor]] = []
+        self.pending: list[tuple[tuple[float, ...], Tensor, Any, Tensor, Rows]] = []
+        self.diverged: DivergedError | None = None
+        self.last_rows = np.zeros(0, np.int64)
         self.parts = Parts()
         self.step, self.saved, self.posted = 0, 0, 0.0
 
@@ -134,6 +150,8 @@ class Loop:
                 self.step, self.saved, self.training.checkpoint_every_steps
             ):
                 self.save()
+            elif self.step % JUDGED_EVERY_STEPS == 0:
+                self.judge()
             elif time.monotonic() - self.posted > POST_EVERY_S:
                 self.flush()
         self.finish()
@@ -161,30 +179,39 @@ class Loop:
             values = float("nan") if output.beta is None else float(beta.shape[1] * len(rows))
             rates = {g["name"]: g["lr"] for g in self.engine.optimizer.param_groups}
             row = (self.step + 1, epoch, len(rows), values, rates["rest"], time.perf_counter() - began)
-            self.pending.append((row, sums, handle, temperature))
+            self.pending.append((row, sums, handle, temperature, rows))
+            self.last_rows = rows
             self.step += 1
 
     def flush(self) -> None:
         """Turn what the last steps left on the device into history rows, and tell the driver."""
-        for (step, epoch, rows, values, rate, seconds), sums, handle, temperature in self.pending:
+        for (step, epoch, size, values, rate, seconds), sums, handle, temperature, rows in self.pending:
             handle.wait()
             loss_sum, beta_sum, beta_square = sums.tolist()
-            loss, mean = loss_sum / rows, beta_sum / values
+            loss, mean = loss_sum / size, beta_sum / values
             spread = math.sqrt(max(0.0, beta_square / values - mean**2)) if values == values else mean
-            if not math.isfinite(loss):
-                raise OacirError(
-                    f"the loss is {loss} at step {step:.0f}; lower training.learning_rate or set training.clip_norm"
-                )
+            if not math.isfinite(loss) and self.diverged is None:
+                self.diverged = DivergedError(f"the loss is {loss} at step {step:.0f}", rows)
             self.history.append((step, epoch, loss, temperature.item(), mean, spread, rate, seconds))
         self.pending.clear()
         self.posted = time.monotonic()
         if self.rank == 0 and self.history:
             self.job.board.post.remote(dict(zip(HISTORY_COLUMNS, self.history[-1], strict=True)))
 
+    def judge(self) -> None:
+        """Flush, and stop if a loss was no number. To be called after the same steps on every worker.
+
+        Raises:
+            DivergedError: of the first such step.
+        """
+        self.flush()
+        if self.diverged is not None:
+            raise self.diverged
+
     def measure_dev(self, epoch: int) -> None:
         """Measure on the dev galleries, keep the best weights if the recipe asks for them, report to Ray Train."""
         began = time.perf_counter()
-        self.flush()
+        self.judge()
         found = measure(self.model, self.store, self.galleries, self.device, self.training.dev_batch_size)
         seconds = time.perf_counter() - began
         self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
@@ -202,13 +229,22 @@ class Loop:
         )
 
     def save(self) -> None:
-        """Write this rank's part of a checkpoint."""
-        self.flush()
+        """Write this rank's part of a checkpoint; never one that training could not go on from."""
+        self.judge()
         with self.parts.time("checkpoint"):
+            self._require_finite_weights()
             self.writer.save(self.step, self.state())
             if self.step < 1 / checkpoints.GROWTH:
                 self.writer.wait()  # so early that one lost step is more than a twentieth of the work
         self.saved = self.step
+
+    def _require_finite_weights(self) -> None:
+        """A gradient may break the weights of a step whose loss was a number still; asked of all workers together."""
+        partitions = self.engine.optimizer.single_partition_of_fp32_groups
+        broken = torch.stack([~torch.isfinite(partition).all() for partition in partitions]).any().float()
+        dist.all_reduce(broken, dist.ReduceOp.MAX)
+        if broken:
+            raise DivergedError(f"the weights are no numbers any more after step {self.step}", self.last_rows)
 
     def state(self) -> dict[str, Tensor]:
         """This rank's partition of weights and optimizer state; rank 0, which alone reports, adds the history."""

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,16 @@ from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
 from training import card, checkpoints
+from training.anchors import anchors_of, region_counts
 from training.config import TrainRecipe
-from training.data import Sampler, batch_groups, image_sizes, load_queries, read_quadruples, used_images
+from training.data import (
+    Sampler,
+    batch_groups,
+    image_sizes,
+    load_queries,
+    read_quadruples,
+    training_texts,
+)
 from training.job import BEST, TRAINED, Board, Job, work
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ if TYPE_CHECKING:
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
 
+QUERIES_NAMED = 8
+"""Queries of a batch that a complaint names, at most."""
 POLL_S = 0.2
 RAY_FOLDER = "ray"
 UNTIMED = ("step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate")
@@ -37,13 +47,15 @@ class Inputs:
     """Everything a run is made of."""
 
     dataset: Version
-    store: FeatureStore
+    stores: list[FeatureStore]
+    """Of the images, and of the references' views where the model sees those."""
     model: AdaFocalModel
     processor: AdaFocalProcessor
-    feature_key: str
     sampler: Sampler
     total_steps: int
     queries: int
+    regions: dict[str, int]
+    """Training queries by what marks their object."""
 
 
 def train(recipe: TrainRecipe, context: Context) -> Outcome:
@@ -57,7 +69,7 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
     """
     began = time.monotonic()
     inputs = _inputs(recipe, context)
-    key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.feature_key)
+    key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.stores[0].key)
     if context.dry_run:
         return _plan(recipe, inputs, key)
     draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)
@@ -87,7 +99,6 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
 
 def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     from training.export import build_model, build_processor
-    from training.features import FeatureStore, feature_key, processor_fingerprint, store_key
 
     dataset = resolve(context.root, "datasets", recipe.dataset)
     quadruples = read_quadruples(dataset, "train")
@@ -97,22 +108,10 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
             " build a larger benchmark or lower scaling.workers"
         )
     model = build_model(recipe.model)
-    texts = quadruples["modification_text"]
-    processor = build_processor(recipe.model, model.config, texts.to_pylist)
-    key = feature_key(model.tower_state_hash(), processor_fingerprint(processor), recipe.embed.dtype)
-    used = used_images(dataset)
-    if recipe.features is not None:
-        store_url = resolve(context.root, "features", recipe.features).url
-    else:
-        made = store_key(key, used["sha256"].to_pylist())
-        store_url = storage.join(storage.absolute(context.root), "features", dataset.manifest.name, made)
-        if not storage.exists(store_url):
-            raise OacirError(
-                f"no features of {dataset.url} for this tower, processor and dtype (looked for {store_url});"
-                " run `oacir embed` with this recipe first, or set --features"
-            )
-    store = FeatureStore.open(store_url, key)
-    store.require(used["image_id"], used["sha256"])
+    processor = build_processor(
+        recipe.model, model.config, lambda: training_texts(quadruples, recipe.model.text_entity)
+    )
+    stores = list(_find_stores(recipe, context.root, dataset, model.tower_state_hash(), processor))
     if recipe.training.select == "best_on_dev" and not len(read_quadruples(dataset, "dev")):
         raise OacirError(f"{dataset.url}: has no dev quadruples; set training.select to last")
     groups = batch_groups(quadruples, recipe.training.one_domain_per_batch)
@@ -120,14 +119,36 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     total = recipe.training.epochs * sampler.steps_per_epoch
     return Inputs(
         dataset=dataset,
-        store=store,
+        stores=stores,
         model=model,
         processor=processor,
-        feature_key=key,
         sampler=sampler,
         total_steps=min(total, recipe.training.steps or total),
         queries=len(quadruples),
+        regions=region_counts(anchors_of(quadruples.to_pylist(), image_sizes(dataset)), processor),
     )
+
+
+def _find_stores(
+    recipe: TrainRecipe, root: str, dataset: Version, tower_hash: str, processor: AdaFocalProcessor
+) -> Iterator[FeatureStore]:
+    """The stores that the recipe's model reads, in the order of `stores.needed`."""
+    from training.features import FeatureStore
+    from training.stores import needed
+
+    for contents in needed(dataset, processor):
+        key = contents.feature_key(tower_hash, processor, recipe.embed.dtype)
+        if contents.view == "full" and recipe.features is not None:
+            store = FeatureStore.open(resolve(root, "features", recipe.features).url, key)
+            contents.require(store)
+            yield store
+            continue
+        found = contents.find(root, [key], dataset.manifest.name)
+        if found is None:
+            named = ", or set --features" if contents.view == "full" else ""
+            why = contents.missing(root, [key], dataset)
+            raise OacirError(f"{why}; run `oacir embed` with this recipe first{named}")
+        yield found
 
 
 def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
@@ -145,7 +166,7 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
         # weights and gradients in every worker, master weights and two moments divided among them
         "state_bytes_per_worker": trained * 8 + trained * 12 // workers,
         "checkpoint_bytes": trained * 12,
-        "features_bytes": sum(f.size_bytes for f in inputs.store.version.manifest.files),
+        "features_bytes": sum(f.size_bytes for s in inputs.stores for f in s.version.manifest.files),
     }
     details = tuple(
         f"{name.replace('_', ' ')}: {value:,}" for name, value in figures.items() if name != "key"
@@ -161,24 +182,24 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
 
     from infra.base.ray_session import connect
     from training.devset import load_dev
+    from training.stores import joined
 
     connect()
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     sizes = image_sizes(inputs.dataset)
-    quadruples = read_quadruples(inputs.dataset, "train")
+    quadruples, store = read_quadruples(inputs.dataset, "train"), joined(inputs.stores)
     done = checkpoints.complete_steps(draft.url)
     board = ray.remote(num_cpus=0)(Board).remote()
     weights = {k: v for k, v in inputs.model.state_dict().items() if not k.startswith("vision_model.")}
     job = Job(
         recipe=recipe,
         run_url=draft.url,
-        store_url=inputs.store.version.url,
-        feature_key=inputs.feature_key,
+        stores=tuple((store.version.url, store.key) for store in inputs.stores),
         config=inputs.model.config.to_dict(),
         weights=ray.put(weights),
-        queries=ray.put(load_queries(quadruples, sizes, inputs.store, inputs.processor)),
+        queries=ray.put(load_queries(quadruples, sizes, store, inputs.processor)),
         sampler=ray.put(inputs.sampler),
-        galleries=ray.put(load_dev(inputs.dataset, inputs.store, inputs.processor)),
+        galleries=ray.put(load_dev(inputs.dataset, store, inputs.processor)),
         board=board,
         total_steps=inputs.total_steps,
     )
@@ -210,15 +231,35 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         except ray.train.TrainingFailedError as error:
             raise _training_error(error, draft.url) from error
     parts: dict[str, float]
-    parts, failure = ray.get(board.result.remote())
+    parts, failure, rows = ray.get(board.result.remote())
     if failure:
-        raise OacirError(f"{failure} (run {draft.url})")
+        asked = quadruples["query_id"].take(rows).to_pylist()
+        kept = checkpoints.complete_steps(draft.url)
+        raise OacirError(diverged_line(failure, asked, kept[-1] if kept else 0, draft.url))
     if not storage.exists(draft.path(TRAINED)):
         raise OacirError(f"{draft.url}: training stopped before its end; the same command goes on")
     ray.kill(board)
     storage.remove(storage.join(draft.url, RAY_FOLDER))
     steps = inputs.total_steps - resumed
     return {part: 1000 * seconds / steps for part, seconds in parts.items()} if steps else {}, resumed
+
+
+def diverged_line(failure: str, query_ids: Sequence[str], kept: int, run_url: str) -> str:
+    """What a diverged training tells: where, the queries of that batch, what to do, and what is left.
+
+    Args:
+        failure: what the workers found.
+        query_ids: of the global batch of that step.
+        kept: step of the last checkpoint; 0 where there is none.
+        run_url: where the run lies.
+    """
+    named = ", ".join(query_ids[:QUERIES_NAMED])
+    more = f" and {len(query_ids) - QUERIES_NAMED:,} more" if len(query_ids) > QUERIES_NAMED else ""
+    left = f"the checkpoint of step {kept:,} is good" if kept else "no checkpoint was written"
+    return (
+        f"{failure}, in the batch of queries {named}{more}; lower training.learning_rate or set training.clip_norm,"
+        f" or see what is wrong with these queries; {left} (run {run_url})"
+    )
 
 
 def _commit(
@@ -254,11 +295,17 @@ def _commit(
         "loss": last["loss"],
         "quadruples": inputs.queries,
         "dev": {m: pa.compute.mean(measured[m]).as_py() for m in MEASURES} if len(measured) else {},
-        "feature_key": inputs.feature_key,
+        "feature_key": inputs.stores[0].key,
+        "regions": inputs.regions,
         "ms_per_step": {part: round(ms, 2) for part, ms in ms_per_step.items()},
     }
     weights = {f.path: f.sha256 for f in files if f.path.endswith(".safetensors")}
     content: dict[str, int | str] = {**weights, "history": rows_hash(history.select(UNTIMED).to_pylist())}
+    parents = {"dataset": inputs.dataset.manifest.content_hash}
+    for role, store in zip(("features", "views"), inputs.stores, strict=False):
+        parents[role] = store.version.manifest.content_hash
+    if len(inputs.stores) > 1:
+        figures["view_feature_key"] = inputs.stores[1].key
     card_path = f"{FOLDER}/{card.FILE}"
     text = card.model_card(recipe, inputs.model, inputs.dataset.manifest, figures)
     storage.write_bytes(draft.path(card_path), text.encode())
@@ -266,10 +313,7 @@ def _commit(
     version = draft.commit(
         content_hash=content_hash(content),
         files=files,
-        parents={
-            "dataset": inputs.dataset.manifest.content_hash,
-            "features": inputs.store.version.manifest.content_hash,
-        },
+        parents=parents,
         seconds={"train": seconds},
         figures=figures,
     )

@@ -15,12 +15,14 @@ from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError, VersionError
 from infra.base.versions import Version, open_version
 from pipelines.embed import embed
+from training import checkpoints
 from training.config import TrainRecipe
+from training.data import Sampler, read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
 from training.features import FeatureStore
 from training.optim import rate_factor
-from training.trainer import train
+from training.trainer import diverged_line, train
 
 EPOCHS, STEPS = 4, 12
 SMALL = {
@@ -153,10 +155,47 @@ def test_a_dry_run_states_the_plan_and_writes_nothing(trained: Trained) -> None:
 def test_a_loss_that_is_no_number_stops_the_run_at_once(trained: Trained) -> None:
     recipe = small_recipe(training={"learning_rate": 1e30}, scaling={"workers": 1})
     with pytest.raises(
-        OacirError, match=r"the loss is nan at step \d+; lower training\.learning_rate"
+        OacirError,
+        match=r"the loss is nan at step \d+, in the batch of queries .* lower training\.learning_rate",
     ) as caught:
         train(recipe, Context(root=trained.root))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ray
+def test_two_workers_stop_together_at_a_poisoned_image_and_keep_the_checkpoint_before(tmp_path: Path) -> None:
+    dataset = write_benchmark(tmp_path, identities=12)
+    recipe = small_recipe(
+        embed={"images_per_shard": 512},
+        training={"batch_size": 4, "dev_every_epochs": None, "select": "last"},
+    )
+    stored = embed(recipe, Context(root=str(tmp_path))).location
+    assert stored is not None
+    store, queries = FeatureStore.open(stored), read_quadruples(dataset, "train")
+    batches = Sampler(np.zeros(len(queries), np.int64), 4, recipe.training.seed).batches(0)
+    rows = queries.select(["query_id", "reference_id", "target_ids"]).to_pylist()
+    images = [
+        {i for r in batch for i in (rows[r]["reference_id"], *rows[r]["target_ids"])} for batch in batches
+    ]
+    first_use = {image: n for n, batch in reversed(list(enumerate(images))) for image in batch}
+    image, batch = max(first_use.items(), key=lambda use: use[1])
+    shard = np.memmap(next(Path(stored).glob("shards/*.bin")), np.uint16, "r+")
+    row, size = int(store.rows([image])[0]), store.shape[0] * store.shape[1]
+    shard[row * size] = 0x7FC0  # a NaN of bfloat16
+    shard.flush()
+
+    asked = [rows[r]["query_id"] for r in batches[batch]]
+    with pytest.raises(OacirError) as caught:
+        train(recipe, Context(root=str(tmp_path)))
+    assert str(caught.value).startswith(
+        f"the loss is nan at step {batch + 1}, in the batch of queries {', '.join(asked)};"
+    )
+    assert f"the checkpoint of step {batch} is good" in str(caught.value)
+    run = str(caught.value).rsplit("(run ", 1)[1].rstrip(")")
+    assert checkpoints.complete_steps(run)[-1] == batch
+    for rank in (0, 1):
+        state = checkpoints.load(run, batch, rank, 2)
+        assert all(torch.isfinite(v).all() for name, v in state.items() if name.startswith("group"))
 
 
 def test_training_without_features_says_how_to_get_them(tmp_path: Path) -> None:
@@ -176,3 +215,10 @@ def test_a_benchmark_too_small_for_the_workers_is_refused(tmp_path: Path) -> Non
     write_benchmark(tmp_path, identities=1, domains=("a",))
     with pytest.raises(OacirError, match=r"4 training quadruples for 8 workers"):
         train(small_recipe(scaling={"workers": 8}), Context(root=str(tmp_path)))
+
+
+def test_a_diverged_training_names_some_queries_and_says_what_is_left() -> None:
+    line = diverged_line("the loss is nan at step 41", [f"q{i}" for i in range(10)], 40, "there")
+    assert "in the batch of queries q0, q1, q2, q3, q4, q5, q6, q7 and 2 more; lower" in line
+    assert line.endswith("the checkpoint of step 40 is good (run there)")
+    assert diverged_line("x", ["q0"], 0, "there").endswith("no checkpoint was written (run there)")

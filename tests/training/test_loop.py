@@ -1,0 +1,70 @@
+"""The loop of one worker: what it decides alone and what all workers have to decide at the same step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from training import loop as loop_module
+from training.loop import JUDGED_EVERY_STEPS, DivergedError, Loop
+
+BATCH = np.array([4, 7, 9])
+BROKEN_AT = 45
+"""A step between two checkpoints: those of 20, 40 and more steps lie 1, 2 and more apart."""
+
+
+class Worker(Loop):
+    """A worker of which only the course of the steps is real; each step's sums are there at once."""
+
+    def __init__(self, run_url: str, broken_at: int, total: int = 200) -> None:
+        self.job: Any = SimpleNamespace(run_url=run_url, total_steps=total, board=None)
+        self.training: Any = SimpleNamespace(checkpoint_every_steps=50, dev_every_epochs=None)
+        self.sampler: Any = SimpleNamespace(steps_per_epoch=total, batches=lambda epoch: [BATCH] * total)
+        self.engine: Any = SimpleNamespace(train=lambda: None)
+        self.rank, self.step, self.saved, self.posted = 1, 0, 0, 0.0
+        self.history, self.pending, self.galleries = [], [], []
+        self.diverged, self.broken_at, self.checkpoints = None, broken_at, list[int]()
+
+    def train_step(self, rows: Any, epoch: int) -> None:
+        self.step += 1
+        loss = float("nan") if self.step >= self.broken_at else 3.0
+        sums = torch.tensor([loss * len(rows), 0.0, 0.0], dtype=torch.float64)
+        row = (self.step, epoch, len(rows), float("nan"), 1e-3, 0.1)
+        self.pending.append((row, sums, SimpleNamespace(wait=lambda: None), torch.tensor(0.07), rows))
+
+    def save(self) -> None:
+        self.judge()
+        self.checkpoints.append(self.step)
+        self.saved = self.step
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("broken_at", [BROKEN_AT, 1, 190, 200])
+def test_workers_with_different_clocks_stop_at_the_same_step(
+    broken_at: int, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that left a step earlier would let the other wait for it in a collective for ever."""
+    stopped = []
+    for clock in (0.0, 1e9):  # one looks at its losses after every step, one never
+        monkeypatch.setattr(loop_module, "POST_EVERY_S", clock)
+        worker = Worker(str(tmp_path), broken_at)
+        with pytest.raises(DivergedError, match=rf"^the loss is nan at step {broken_at}$") as caught:
+            worker.run()
+        assert caught.value.rows.tolist() == [4, 7, 9]
+        assert all(step < broken_at for step in worker.checkpoints)
+        stopped.append(worker.step)
+    assert stopped[0] == stopped[1]
+    assert stopped[0] < broken_at + JUDGED_EVERY_STEPS
+
+
+def test_a_healthy_worker_runs_to_the_end(tmp_path: Any) -> None:
+    worker = Worker(str(tmp_path), broken_at=1000)
+    worker.run()
+    assert worker.checkpoints[-1] == 200
+    assert [row[0] for row in worker.history] == list(range(1, 201))
