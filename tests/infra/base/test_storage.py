@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,12 @@ def test_a_failed_local_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OacirError, match="cannot be written"):
         storage.write_bytes(str(tmp_path / "taken"), b"data")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_the_last_change_below_a_folder_is_known(place: str) -> None:
+    assert storage.last_change(place) is None
+    began = time.time()
+    storage.write_bytes(f"{place}/deep/a", b"x")
+    changed = storage.last_change(place)
+    assert changed is not None
+    assert began - 2 < changed < time.time() + 2  # stores keep whole seconds
