@@ -208,7 +208,7 @@ def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
     from training.features import DTYPES, store_key
     from training.stores import needed
 
-    dataset = resolve(context.root, "datasets", recipe.dataset)
+    dataset = resolve(context.root, "datasets", recipe.dataset, holding="quadruples")
     model, processor = _tower(recipe)
     tower_hash, dtype = model.tower_state_hash(), recipe.embed.dtype
     tokens, width = model.config.num_image_tokens, model.config.vision_config.hidden_size

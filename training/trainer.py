@@ -100,7 +100,7 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
 def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     from training.export import build_model, build_processor
 
-    dataset = resolve(context.root, "datasets", recipe.dataset)
+    dataset = resolve(context.root, "datasets", recipe.dataset, holding="quadruples")
     quadruples = read_quadruples(dataset, "train")
     if len(quadruples) < recipe.scaling.workers:
         raise OacirError(

@@ -76,6 +76,12 @@ class Version:
         """The URL of something inside."""
         return storage.join(self.url, *parts)
 
+    def holds(self, name: str | None) -> bool:
+        """Whether it has a table of that name; of no name, always."""
+        return name is None or any(
+            f.path.startswith(f"{name}/") or f.path == f"{name}.parquet" for f in self.manifest.files
+        )
+
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """All rows of one of its tables (`<name>/part-*.parquet`, or `<name>.parquet`) in file order.
 
@@ -203,8 +209,14 @@ def open_version(url: str) -> Version:
         ) from error
 
 
-def resolve(root: str, kind: Kind, reference: str) -> Version:
+def resolve(root: str, kind: Kind, reference: str, holding: str | None = None) -> Version:
     """The finished version a user means: a URL or path, `<name>/<key>`, or `<name>` (the newest of that name).
+
+    Args:
+        root: where versions lie.
+        kind: of the version.
+        reference: what the user said.
+        holding: a table; a bare name then means the newest version of that name that has it.
 
     Raises:
         VersionError: nothing of that name, with what there is.
@@ -215,14 +227,15 @@ def resolve(root: str, kind: Kind, reference: str) -> Version:
     name, _, key = reference.partition("/")
     if key and storage.exists(storage.join(base, name, key, MANIFEST)):
         return open_version(storage.join(base, name, key))
-    found = list_versions(root, kind, name) if not key else []
+    found = [v for v in list_versions(root, kind, name) if v.holds(holding)] if not key else []
     if not found:
         there = (
             ", ".join(sorted({f"{v.manifest.name}/{v.manifest.key}" for v in list_versions(root, kind)}))
             or "none"
         )
         raise VersionError(
-            f"no finished {kind} '{reference}' (neither a path nor under {base}); there are: {there}"
+            f"no finished {kind} '{reference}'{f' with {holding}' if holding else ''} (neither a path nor under"
+            f" {base}); there are: {there}"
         )
     return max(found, key=lambda v: v.manifest.created_at)
 

@@ -87,8 +87,8 @@ def find_dataset(root: str, reference: str) -> versions.Version:
     Raises:
         VersionError: nothing of that name, or a version without queries.
     """
-    version = versions.resolve(root, "datasets", reference)
-    if not any(f.path.startswith("quadruples") for f in version.manifest.files):
+    version = versions.resolve(root, "datasets", reference, holding="quadruples")
+    if not version.holds("quadruples"):
         raise VersionError(
             f"{version.url}: holds no quadruples, so there is nothing to ask; give a benchmark that `oacir build` made"
         )

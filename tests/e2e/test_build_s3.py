@@ -32,7 +32,7 @@ for name, root in (("s3", "s3://bench/root"), ("local", sys.argv[3])):
     made = run(world, root)
     images = made.table("images").to_pylist()
     folder = images[0]["uri"].rsplit("/", 3)[0]
-    assert all(i["uri"].startswith(root + "/datasets/world/") for i in images)
+    assert all(i["uri"].startswith(root + "/datasets/world-images/") for i in images)
     photos = run({"kind": "image_folder", "root": folder}, root)
     results[name] = [v.manifest.content_hash for v in (made, photos)]
     results[name] += [len(made.table("quadruples")), len(photos.table("images"))]

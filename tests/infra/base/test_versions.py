@@ -54,6 +54,19 @@ def test_reference_by_path_by_name_and_by_key(tmp_path: Path) -> None:
         versions.resolve(root, "datasets", "other")
 
 
+def test_a_name_means_the_newest_version_that_holds_what_is_asked_for(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    full = finish(tmp_path, "k1")
+    later = draft(tmp_path, "k2").commit(content_hash="d" * 64, files=[])
+    stamped = later.manifest.model_copy(update={"created_at": "2999-01-01T00:00:00+00:00"})
+    storage.write_bytes(later.path(versions.MANIFEST), stamped.model_dump_json().encode())
+    assert versions.resolve(root, "datasets", "toy").manifest.key == "k2"
+    assert versions.resolve(root, "datasets", "toy", holding="rows") == full
+    assert not later.holds("rows")
+    with pytest.raises(VersionError, match=r"no finished datasets 'toy' with row \(neither"):
+        versions.resolve(root, "datasets", "toy", holding="row")
+
+
 def test_another_recipe_never_writes_into_a_place_that_is_taken(tmp_path: Path) -> None:
     place = str(tmp_path / "out")
     draft(tmp_path, "k1", out=place)

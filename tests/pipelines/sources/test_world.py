@@ -9,7 +9,7 @@ from PIL import Image
 
 from infra.base.command import Context
 from infra.base.config import load_recipe
-from infra.base.versions import open_version
+from infra.base.versions import list_versions, open_version
 from pipelines import world
 from pipelines.build import build
 from pipelines.config import BuildRecipe
@@ -110,6 +110,9 @@ def test_the_shipped_world_recipe_builds_a_benchmark(tmp_path: Path, ray_session
     outcome = build(load_recipe(BuildRecipe, "world", list(options.items())), Context(root=str(tmp_path)))
     assert outcome.location is not None
     version = open_version(outcome.location)
+    named = {v.manifest.name: v for v in list_versions(str(tmp_path), "datasets")}
+    assert named["world"].url == version.url
+    assert set(named) == {"world", "world-images"}  # the rendered images do not go by the benchmark's name
     figures = version.manifest.figures
     assert figures["annotator"] == "world"
     assert all(sum(f["queries"].values()) > 0 for f in figures["domains"].values())
