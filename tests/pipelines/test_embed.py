@@ -63,6 +63,47 @@ def test_tokens_are_the_towers_own(ray_session: None, benchmark: Version) -> Non
     assert embed(beta0, context(benchmark)).location == outcome.location
 
 
+@pytest.mark.parametrize("view", ["crop", "drawn"])
+def test_a_view_gets_a_store_of_its_own_beside_that_of_the_images(
+    ray_session: None, benchmark: Version, view: str
+) -> None:
+    ours = recipe(benchmark, model={"modulation": "none", "reference_view": view})
+    plan = embed(ours, context(benchmark, view, dry_run=True))
+    assert (plan.figures["forwards"], plan.figures["views"]["forwards"]) == (24, 24)
+    assert [line.split(", ")[0] for line in plan.details[::2]] == ["24 images", f"24 references ({view})"]
+    assert plan.message.count("would write features small/") == 2
+    assert not Path(context(benchmark, view).root).exists()
+
+    outcome = embed(ours, context(benchmark, view))
+    assert outcome.message.count("embedded 24") == 2
+    plain = embed(recipe(benchmark), context(benchmark, view))
+    assert plain.location == outcome.location
+    assert plain.message.startswith("nothing to do")  # the images are the same store for all
+    views = FeatureStore.open(outcome.figures["views"]["location"])
+    assert views.version.manifest.figures["view"] == view
+    assert views.key != FeatureStore.open(str(outcome.location)).key
+
+    model, processor = build_model(ours.model), build_processor(ours.model, preset("tiny"), lambda: ["a"])
+    uri_of = {r["image_id"]: r["uri"] for r in benchmark.table("images").to_pylist()}
+    for row in benchmark.table("quadruples").to_pylist()[::7]:
+        box = tuple(row["reference_box"])
+        image = Image.open(uri_of[row["reference_id"]])
+        pixels = processor([image], ["a"], [box]).pixels
+        expected = model.encode_pixels(pixels).to(torch.bfloat16).float()
+        name = f"{row['reference_id']}#{','.join(str(int(v)) for v in box)}"
+        found = views.tokens(views.rows([name]))
+        assert torch.allclose(found, expected, rtol=2e-2, atol=1e-2)
+        whole = model.encode_pixels(processor.pixels([image])).to(torch.bfloat16).float()
+        assert not torch.allclose(found, whole, rtol=0.1, atol=0.1)
+    assert embed(ours, context(benchmark, view)).message.count("nothing to do") == 2
+
+
+def test_two_stores_do_not_go_to_one_place(benchmark: Version, tmp_path: Path) -> None:
+    ours = recipe(benchmark, model={"modulation": "none", "reference_view": "crop"})
+    with pytest.raises(OacirError, match=r"--out .*: names one version, .* crop makes two"):
+        embed(ours, Context(root=str(tmp_path), out=str(tmp_path / "out")))
+
+
 def test_a_killed_run_goes_on_with_the_missing_shards(ray_session: None, benchmark: Version) -> None:
     whole = embed(recipe(benchmark), context(benchmark, "whole")).location
     assert whole is not None
