@@ -75,21 +75,18 @@ def _look(
 ) -> dict[str, Any]:
     import torch
 
+    from training.anchors import anchors_of, load_anchors
     from training.model.processing import CLIP_MEAN, CLIP_STD
+    from training.model.views import see
 
-    inputs = processor(
-        [image],
-        [row["modification_text"]],
-        [tuple(row["reference_box"])],
-        [row["category"]],
-        [row["query_id"]],
-    )
+    anchors = load_anchors(anchors_of([row], {row["reference_id"]: image.size}), processor)
+    box, region = anchors.boxes[0], anchors.patch_masks
+    pixels = processor.pixels([image if box is None else see(image, box, processor.reference_view)])
+    words = processor.texts([row["modification_text"]], [row["category"]], [row["query_id"]])
     with torch.inference_mode():
-        told = model.explain(
-            model.encode_pixels(inputs.pixels), inputs.input_ids, inputs.attention_mask, inputs.patch_mask
-        )
-    share, share_without = (float(s[0]) for s in told.share_inside(inputs.patch_mask))
-    seen = inputs.pixels[0].permute(1, 2, 0).numpy() * np.array(CLIP_STD, np.float32) + np.array(
+        told = model.explain(model.encode_pixels(pixels), *words, region)
+    share, share_without = (float(s[0]) for s in told.share_inside(region))
+    seen = pixels[0].permute(1, 2, 0).numpy() * np.array(CLIP_STD, np.float32) + np.array(
         CLIP_MEAN, np.float32
     )
     maps = [m[0].mean(0)[1:].numpy() for m in (told.attention, told.attention_unmodulated)]
