@@ -65,6 +65,12 @@ def test_the_demo_and_a_query_run_on_s3(environment: dict[str, str]) -> None:
     assert answer["images"] > 20
     assert len(answer["results"]) == 10
 
+    listed = oacir("data", "list")["versions"]
+    newest = {v["kind"]: v for v in listed}  # one version of each kind is verified: they are written by one verb
+    assert set(newest) == {"datasets", "features", "runs", "evaluations"}
+    for kind, one in newest.items():
+        assert oacir("data", "verify", "--kind", kind, "--dataset", one["url"])["faults"] == []
+
 
 def _files(environment: dict[str, str], ending: str) -> list[str]:
     """Keys in the bucket with that ending, sorted."""
