@@ -274,18 +274,21 @@ def _family_help(name: str) -> str:
 
 
 def _verb_help(name: str) -> str:
-    from infra.base.config import field_rows
+    from infra.base.fields import field_rows
 
     verb = _verb(name)
     recipe_class, _ = verb.load()
-    rows = field_rows(recipe_class)
     lines = [f"{PROGRAM} {name}: {verb.summary}", "", "fields of its recipe (--key value; * is required)"]
-    for key, kind, default, text in rows:
-        mark = "*" if default == "required" else " "
-        value = "" if default == "required" else f", default {default}"
-        lines.append(f" {mark}--{key}  ({kind}{value})")
-        if text:
-            lines.append(f"      {text}")
+    under: tuple[tuple[str, str], ...] = ()
+    for row in field_rows(recipe_class):
+        if row.only != under:
+            under = row.only
+            lines += [f"{'  ' * len(under)}with --{key} {kind}:" for key, kind in under[-1:]]
+        required = row.default == "required"
+        value = "" if required else f", default {row.default}"
+        lines.append(f"{'  ' * len(under)} {'*' if required else ' '}--{row.key}  ({row.type}{value})")
+        if row.help:
+            lines.append(f"{'  ' * len(under)}      {row.help}")
     return "\n".join([*lines, "", f"and the options of every command, see {PROGRAM} --help"])
 
 

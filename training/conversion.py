@@ -46,7 +46,7 @@ class ConvertRecipe(Config):
     to: Literal["adafocal", "released"] = "adafocal"
     """adafocal: a directory that train, evaluate and query take; released: one file for the authors' code."""
     tower: str | None = None
-    """A second file with the frozen image tower, for LAVIS files, which are saved without it."""
+    """A second file with the frozen image tower, for LAVIS files, which are saved without it; null reads none."""
     tokenizer: str | None = None
     """A tokenizer directory or Hub id that is saved with the model; null leaves it to the recipe's model.tokenizer."""
     modulation: Literal["source", "none", "fixed", "scalar", "vector"] = "source"

@@ -30,13 +30,13 @@ class DemoRecipe(Config):
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the world, the splits, the weights and the order of training."""
     instances_per_domain: Positive | None = None
-    """Identities of each of the four domains."""
+    """Identities of each of the four domains; null keeps world.yaml's."""
     scenes_per_instance: Positive | None = None
-    """Scenes of each identity."""
+    """Scenes of each identity; null keeps world.yaml's."""
     epochs: Positive | None = None
-    """Passes over the training quadruples, for both models."""
+    """Passes over the training quadruples, for both models; null keeps their recipes'."""
     steps: Positive | None = None
-    """Training steps at most, for both models."""
+    """Training steps at most, for both models; null keeps their recipes'."""
     workers: Positive = 2
     """Training workers."""
 

@@ -27,8 +27,6 @@ def run_toy(recipe: Toy, context: Context) -> Outcome:
         raise RefusedError("the gate says no")
     if recipe.fail == "gate":
         return Outcome("made", context.out, {"count": 0}, refused="it holds nothing; feed it")
-    if recipe.fail == "gate":
-        return Outcome("made", context.out, {"count": 0}, refused="it holds nothing; feed it")
     if recipe.fail == "wrapped":
         try:
             raise OacirError("inner reason")
@@ -92,7 +90,7 @@ def test_errors_are_one_line_with_their_exit_code(
 @pytest.mark.usefixtures("toy")
 def test_help_of_a_command_lists_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["toy", "--help"]) == 0
-    assert "--count  (int, default 1)\n      How many." in capsys.readouterr().out
+    assert "--count  (whole number, default 1)\n      How many." in capsys.readouterr().out
 
 
 @pytest.fixture
