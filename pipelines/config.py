@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from infra.base import storage
-from infra.base.config import Config, recipe_hash
+from infra.base.config import Config, Name, recipe_hash
 from pipelines.images import ImageLimits
 from pipelines.sources.image_folder import ImageFolderConfig
 from pipelines.sources.world import WorldSourceConfig
@@ -76,7 +76,7 @@ class GalleryOptions(Config):
 class BuildRecipe(Config):
     """Photos → benchmark."""
 
-    name: str = Field("benchmark", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name = "benchmark"
     """Name of the dataset version."""
     source: Annotated[ImageFolderConfig | WorldSourceConfig, Field(discriminator="kind")]
     """Where the photos come from."""

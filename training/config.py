@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.base.config import Config, recipe_hash
+from infra.base.config import Config, Name, recipe_hash
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -149,7 +149,7 @@ class ScalingSection(Config):
 class TrainRecipe(Config):
     """What `embed` and `train` read."""
 
-    name: str = "adafocal"
+    name: Name = "adafocal"
     """Name of the run."""
     dataset: str = "world"
     """The benchmark: a path or URL of a version, name/key, or name (the newest of it)."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.base.config import Config, recipe_hash
+from infra.base.config import Config, Name, recipe_hash
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -14,7 +14,7 @@ Positive = Annotated[int, Field(gt=0)]
 class EvaluateRecipe(Config):
     """A model ranks the galleries of a benchmark's split."""
 
-    name: str = "evaluation"
+    name: Name = "evaluation"
     """Name of the evaluation; the report shows it as the model's name."""
     model: str
     """A run (path or URL, name/key, or name: the newest of it), or a directory of an exported model."""
@@ -71,7 +71,7 @@ class QueryRecipe(Config):
 class ReportRecipe(Config):
     """One page over any number of evaluations of the same galleries."""
 
-    name: str = "report"
+    name: Name = "report"
     """Name of the page: reports/<name>.html under the root, unless --out names a place."""
     evaluations: Annotated[list[str], Field(min_length=1)]
     """Evaluations (path or URL, name/key, or name: the newest of it), in the order of the page."""

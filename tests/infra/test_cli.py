@@ -10,8 +10,8 @@ import pytest
 
 from infra import cli
 from infra.base.command import Context, Outcome
-from infra.base.config import Config
-from infra.base.errors import OacirError, RefusedError
+from infra.base.config import Config, load_recipe
+from infra.base.errors import OacirError, RecipeError, RefusedError
 
 
 class Toy(Config):
@@ -173,9 +173,8 @@ def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.
     assert said.err == "oacir: error: it holds nothing; feed it\n"
 
 
-@pytest.mark.usefixtures("toy")
-def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["toy", "--fail", "gate", "--json"]) == 3
-    said = capsys.readouterr()
-    assert json.loads(said.out)["count"] == 0
-    assert said.err == "oacir: error: it holds nothing; feed it\n"
+@pytest.mark.parametrize("verb", ["build", "embed", "train", "evaluate", "report"])
+def test_no_name_leads_out_of_the_root(verb: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(cli.VERBS[verb].load()[0], None, [("name", "../../evil")])
+    assert any(line.startswith("name = '../../evil'") for line in caught.value.problems)
