@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
-from infra.base import storage, versions
+from infra.base import versions
 from infra.base.command import Context, Outcome
-from pipelines.annotate import AnnotateStage, deal
+from pipelines.annotate import AnnotateStage
 from pipelines.collect import CollectStage, Listed, write_listing
 from pipelines.config import BuildRecipe
 from pipelines.descriptors import OfflineDescriber
@@ -26,13 +24,14 @@ from pipelines.gallery import (
 )
 from pipelines.records import TABLES
 from pipelines.sources.world import WorldSource, WorldSourceConfig
-from pipelines.stages import PartRecord, part_path, publish, run_stages, sum_counts, table_hash, write_part
-from pipelines.summary import details_of, domain_figures, thresholds_line
+from pipelines.splits import Dealt, write_splits
+from pipelines.stages import PartRecord, publish, read_parts, run_stages, sum_counts, write_part
+from pipelines.summary import details_of, domain_figures, no_query, thresholds_line
 
 if TYPE_CHECKING:
     from pipelines.sources.base import Source
 
-TWINS, CHOSEN = "_work/twins", "_work/distractors/chosen"
+CHOSEN = "_work/distractors/chosen"
 
 
 def build(recipe: BuildRecipe, context: Context) -> Outcome:
@@ -88,7 +87,7 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
         workers=workers,
         label="collect and filter",
     )
-    splits, entry = _write_splits(recipe, draft, parts)
+    dealt = write_splits(recipe, draft.url, parts)
     records |= run_stages(
         [
             AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed),
@@ -101,67 +100,28 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
     )
     distractors = _write_distractors(recipe, draft, parts)
     records |= run_stages([GalleryStage()], draft.url, parts, workers=workers, label="galleries")
-    figures = _figures(recipe, draft, listed, records, distractors)
+    figures = _figures(recipe, draft, listed, records, distractors, dealt)
     return publish(
         draft,
         records,
         parents=parents,
-        files=[*listed.files, entry],
-        hashes={n: int(h, 16) for n, h in listed.hashes.items()} | {"splits": table_hash(splits, "splits")},
+        files=[*listed.files, *dealt.files],
+        hashes={n: int(h, 16) for n, h in listed.hashes.items()} | dealt.hashes,
         seconds={"listing": listed.seconds},
-        accounts={"listing": listed.accounts()},
+        accounts={"listing": listed.accounts(), "split": [dealt.account]},
         figures=figures,
     )
-
-
-def _write_splits(
-    recipe: BuildRecipe, draft: versions.Draft, parts: int
-) -> tuple[pa.Table, versions.FileEntry]:
-    """Deal the instances; write `splits.parquet` and the images that lie in two instances."""
-    groups = [row for table in _parts(draft, "groups", parts) for row in table.to_pylist()]
-    twins = _twins(draft, parts)
-    write_part(draft.url, f"{TWINS}.parquet", twins)
-    links: dict[str, set[str]] = {}
-    for row in twins.to_pylist():
-        links.setdefault(row["sha256"], set()).add(row["instance_id"])
-    same = [(min(owners), other) for owners in links.values() for other in sorted(owners) if len(owners) > 1]
-    rows = deal(groups, same, recipe.split, recipe.gallery.dev_share, recipe.seed)
-    table = pa.Table.from_pylist(rows, TABLES["splits"])
-    return table, write_part(draft.url, "splits.parquet", table)
-
-
-def _twins(draft: versions.Draft, parts: int) -> pa.Table:
-    """Images whose bytes occur more than once (image_id, instance_id, sha256).
-
-    Eight bytes of every hash are held in memory (16 MB for two million images), whole rows only for repeated ones.
-    """
-    marks = [
-        np.array([int(h[:16], 16) for h in table["sha256"].to_pylist()], np.uint64)
-        for table in _parts(draft, "_work/images/collected", parts, ["sha256"])
-    ]
-    values, counts = np.unique(np.concatenate(marks), return_counts=True)
-    repeated = {f"{int(v):016x}" for v in values[counts > 1]}
-    rows: list[dict[str, Any]] = []
-    if repeated:
-        images = _parts(draft, "_work/images/collected", parts, ["image_id", "sha256"])
-        owners = _parts(draft, "instances", parts, ["image_id", "instance_id"])
-        for image_table, owner_table in zip(images, owners, strict=True):
-            for image, owner in zip(image_table.to_pylist(), owner_table.to_pylist(), strict=True):
-                if image["sha256"][:16] in repeated:
-                    rows.append(image | owner)
-    schema = pa.schema([(n, pa.string()) for n in ("image_id", "instance_id", "sha256")])
-    return pa.Table.from_pylist(sorted(rows, key=lambda r: r["image_id"]), schema)
 
 
 def _write_distractors(recipe: BuildRecipe, draft: versions.Draft, parts: int) -> dict[str, dict[str, int]]:
     """Choose the galleries' distractors; how many are matched and other, by gallery."""
     queries: dict[str, Counter[str]] = {}
-    for table in _parts(draft, "quadruples", parts, ["domain", "split", "category"]):
+    for table in read_parts(draft.url, "quadruples", parts, ["domain", "split", "category"]):
         for row in table.to_pylist():
             if row["split"] in SPLITS:
                 place = gallery_id(row["domain"], row["split"])
                 queries.setdefault(place, Counter())[row["category"]] += 1
-    candidates = _parts(draft, "_work/distractors/candidates", parts)
+    candidates = read_parts(draft.url, "_work/distractors/candidates", parts)
     rows, figures = choose_distractors(candidates, queries, recipe.gallery.distractors_per_domain)
     write_part(draft.url, f"{CHOSEN}.parquet", pa.Table.from_pylist(rows, TABLES["distractors"]))
     return figures
@@ -173,18 +133,18 @@ def _figures(
     listed: Listed,
     records: dict[str, list[PartRecord]],
     distractors: dict[str, dict[str, int]],
+    dealt: Dealt,
 ) -> dict[str, Any]:
     galleries: dict[str, list[str]] = {}
-    for table in _parts(draft, "gallery", listed.parts, ["gallery_id", "image_id"]):
+    for table in read_parts(draft.url, "gallery", listed.parts, ["gallery_id", "image_id"]):
         for row in table.to_pylist():
             galleries.setdefault(row["gallery_id"], []).append(row["image_id"])
     largest: dict[str, int] = {}
-    for table in _parts(draft, "groups", listed.parts, ["domain", "found"]):
+    for table in read_parts(draft.url, "groups", listed.parts, ["domain", "found"]):
         for row in table.to_pylist():
             largest[row["domain"]] = max(largest.get(row["domain"], 0), row["found"])
-    splits = storage.read_table(draft.path("splits.parquet"))
     instances: dict[str, Counter[str]] = {}
-    for row in splits.to_pylist():
+    for row in dealt.splits.to_pylist():
         instances.setdefault(row["domain"], Counter())[row["split"]] += 1
     counts = sum_counts(r for parts in records.values() for r in parts)
     return {
@@ -200,6 +160,7 @@ def _figures(
             )
             for domain in listed.counts
         },
+        "near_duplicates": dealt.figures,
         "galleries": {
             place: {
                 "images": len(ids),
@@ -209,13 +170,6 @@ def _figures(
             for place, ids in sorted(galleries.items())
         },
     }
-
-
-def _parts(
-    draft: versions.Draft, table: str, parts: int, columns: Sequence[str] | None = None
-) -> Iterator[pa.Table]:
-    for part in range(parts):
-        yield storage.read_table(draft.path(part_path(table, part)), list(columns) if columns else None)
 
 
 def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
@@ -251,4 +205,5 @@ def _outcome(version: versions.Version, what: str) -> Outcome:
         "accounts": {s: [a.model_dump() for a in accounts] for s, accounts in manifest.accounts.items()},
         "seconds": manifest.seconds,
     }
-    return Outcome(f"{what}: {version.url}", version.url, figures, tuple(details_of(manifest)))
+    details = tuple(details_of(manifest))
+    return Outcome(f"{what}: {version.url}", version.url, figures, details, no_query(manifest))

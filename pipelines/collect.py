@@ -172,6 +172,7 @@ class _Sheet:
         self.seen: dict[str, str] = {}
         self.found: Counter[tuple[str, str]] = Counter()
         self.counts: dict[str, Counter[str]] = {}
+        self.boxes = 0
 
     def add(self, row: Mapping[str, Any], found: _Found) -> None:
         if row["instance_id"] != self.owner:
@@ -205,6 +206,11 @@ class _Sheet:
         box = (
             upright_box(tuple(row["box"]), *decoded.stored_size, decoded.orientation) if row["box"] else None
         )
+        self.boxes += row["box"] is not None
+        if row["box"] and box is None:
+            told = ", ".join(f"{v:g}" for v in row["box"])
+            size = f"{decoded.stored_size[0]} x {decoded.stored_size[1]} px as stored"
+            self._reject("boxes", row["image_id"], "box_outside", f"box {told} of an image of {size}")
         instance = {k: row[k] for k in ("image_id", "instance_id", "category")}
         if mask is not None and mask.box is not None:  # an empty mask says nothing of where the object is
             box = box or mask.box
@@ -232,7 +238,8 @@ class _Sheet:
     def result(self) -> StageResult:
         self._describe()
         empty = [instance for (_, instance), images in self.found.items() if not images]
-        refused = Counter(r["reason"] for r in self.rows["rejects"])
+        refused = Counter(r["reason"] for r in self.rows["rejects"] if r["entity"] == "images")
+        outside = len(self.rows["rejects"]) - sum(refused.values())
         for instance in empty:
             self._reject("instances", instance, "too_few_images", "no readable image")
         kept = len(self.rows["images"])
@@ -242,6 +249,12 @@ class _Sheet:
                 taken_in=sum(c["images listed"] for c in self.counts.values()),
                 kept=kept,
                 rejected=dict(refused),
+            ),
+            Account(
+                entity="boxes",
+                taken_in=self.boxes,
+                kept=self.boxes - outside,
+                rejected={"box_outside": outside} if outside else {},
             ),
             Account(
                 entity="instances",

@@ -71,6 +71,11 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
         OacirError: no such dataset, or an image is gone or no longer the one that the benchmark was built from.
     """
     plans = _plans(recipe, context)
+    if not len(plans[0].wanted.images):
+        raise OacirError(
+            f"{plans[0].dataset.url}: no query and no gallery uses an image of it, so there is nothing to embed; its"
+            f" build said why, see `oacir data show --dataset {plans[0].dataset.url}`"
+        )
     if context.out is not None and len(plans) > 1:
         raise OacirError(
             f"--out {context.out}: names one version, model.reference_view {recipe.model.reference_view} makes two"

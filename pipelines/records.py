@@ -163,7 +163,7 @@ GALLERY = pa.schema(
 REJECTS = pa.schema(
     [
         pa.field("stage", pa.string(), nullable=False),  # collect | filter | annotate | gallery
-        pa.field("entity", pa.string(), nullable=False),  # images | instances | pairs | quadruples
+        pa.field("entity", pa.string(), nullable=False),  # images | boxes | instances | pairs | quadruples
         pa.field("key", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
         pa.field("detail", pa.string()),
@@ -205,6 +205,8 @@ REASONS = frozenset(
         # images, while reading and decoding
         "not_a_file", "empty_file", "not_an_image", "unsupported_format", "truncated", "corrupt",
         "too_many_pixels", "too_small", "extreme_aspect", "unreadable", "duplicate_content", "bad_mask",
+        # boxes, of images that are kept: nothing of the box lies inside the image
+        "box_outside",
         # images and instances, while filtering
         "class_centric", "too_few_images",
         # pairs

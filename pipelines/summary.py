@@ -9,9 +9,19 @@ from infra.base.versions import Manifest
 from pipelines.config import DomainThresholds
 
 QUERY_SPLITS = ("train", "dev", "test")
-STAGES = ("render", "listing", "collect", "filter", "annotate", "candidates", "gallery")
+STAGES = ("render", "listing", "collect", "filter", "split", "annotate", "candidates", "gallery")
 """The order in which a build does its stages; a manifest keeps them by name."""
 T = TypeVar("T")
+DOMAINS_TOLD = 4
+MORE = "give it more photos of each instance, in different settings"
+HINTS = {
+    "no_box": "say where the object is: add boxes*.csv (columns image_path, x, y, w, h) or masks beside the photos",
+    "no_difference": "photos of an instance have to differ in setting, light or framing; add such photos",
+    "too_similar": "photos of an instance are too alike; add others, or raise tau_high in thresholds",
+    "class_centric": "photos of an instance are too alike; add others, or raise tau_centric in thresholds",
+    "too_few_images": "give every instance at least tau_valid photos, or lower tau_valid in thresholds",
+}
+"""Reason that took most → what to do."""
 
 
 def in_order(by_stage: Mapping[str, T]) -> list[tuple[str, T]]:
@@ -96,6 +106,34 @@ def _why(
     return "the test instances have no annotated pair"
 
 
+def no_query(manifest: Manifest) -> str | None:
+    """Why a build without a single query is refused: what took its pairs or instances, and what to do; else None."""
+    domains = manifest.figures["domains"]
+    if any(sum(f["queries"].values()) for f in domains.values()):
+        return None
+    told = [f"{domain}: {f['why_no_query']}" for domain, f in list(domains.items())[:DOMAINS_TOLD]]
+    if len(domains) > DOMAINS_TOLD:
+        told.append(f"{len(domains) - DOMAINS_TOLD} more domains likewise")
+    losses = _losses(manifest)
+    hint = HINTS.get(max(losses, key=lambda reason: losses[reason]), MORE) if losses else MORE
+    return f"the benchmark holds no query ({'; '.join(told)}); {hint}"
+
+
+def _losses(manifest: Manifest) -> dict[str, int]:
+    """Reason → records it took, at the last stage that anything came to."""
+    for stage, entities in (("annotate", ("quadruples",)), ("filter", ("pairs", "images", "instances"))):
+        losses: dict[str, int] = {}
+        for account in manifest.accounts[stage]:
+            if account.entity in entities:
+                for reason, count in account.rejected.items():
+                    losses[reason] = losses.get(reason, 0) + count
+                if account.reserved:
+                    losses["too_few_images"] = losses.get("too_few_images", 0) + account.reserved
+        if any(losses.values()):
+            return losses
+    return {}
+
+
 def details_of(manifest: Manifest) -> Iterator[str]:
     """Lines for people: accounts of each stage, then figures of each domain and gallery."""
     for stage, accounts in in_order(manifest.accounts):
@@ -110,6 +148,14 @@ def details_of(manifest: Manifest) -> Iterator[str]:
             yield f"{domain}: {f['masks']['empty']:,} masks are empty and were left out"
         if "why_no_query" in f:
             yield f"{domain}: no test query: {f['why_no_query']}"
+    near = manifest.figures["near_duplicates"]
+    if near["pairs"]:
+        gone = ", ".join(f"{count:,} of {split}" for split, count in near["images_rejected"].items())
+        yield (
+            f"near-duplicates: {near['pairs']:,} pairs among {near['images']:,} images of different instances,"
+            f" {near['pairs_across_splits']:,} of them across splits"
+            + (f"; images rejected: {gone}" if gone else "")
+        )
     for place, g in manifest.figures["galleries"].items():
         extra = g["distractors"]
         yield (

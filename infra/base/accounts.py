@@ -14,7 +14,7 @@ class Account(Config):
     """Where the records of one entity went: taken_in = kept + rejected(reason) + reserved + not_sampled."""
 
     entity: str
-    """images, instances, pairs or quadruples."""
+    """images, boxes, instances, pairs or quadruples."""
     taken_in: int = 0
     """Records that entered."""
     kept: int = 0

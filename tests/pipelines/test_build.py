@@ -13,7 +13,9 @@ from infra.base.errors import OacirError
 from infra.base.versions import Version, open_version
 from pipelines.build import build
 from pipelines.config import BuildRecipe
+from pipelines.embed import embed
 from pipelines.gallery import gallery_hash
+from training.config import TrainRecipe
 
 
 def recipe(root: Path, **options: object) -> BuildRecipe:
@@ -220,3 +222,21 @@ def test_real_photos_with_nasty_files_among_them(shared_dir: Path, tmp_path: Pat
     assert known <= seen
     assert seen == (files - inside) | {"subjects/dog/directory.jpg"}
     assert version.manifest.figures["domains"]["subjects"]["queries"]["test"] > 20
+
+
+@pytest.mark.ray
+def test_photos_without_boxes_make_a_benchmark_that_is_refused_and_never_embedded(
+    photo_folder: Any, tmp_path: Path, ray_session: None
+) -> None:
+    root = photo_folder(domains=("toys",), instances=4)
+    (root / "boxes.csv").unlink()
+    for what in ("benchmark built", "nothing to do"):  # the second time, too
+        outcome, version = run(recipe(root), tmp_path)
+        assert outcome.message.startswith(what)
+        assert outcome.refused is not None
+        assert "none of 80 pairs could be annotated" in outcome.refused
+        assert "add boxes*.csv" in outcome.refused
+    with pytest.raises(
+        OacirError, match=r"uses an image of it, so there is nothing to embed; .*`oacir data show"
+    ):
+        embed(TrainRecipe(dataset=version.url), Context(root=str(tmp_path)))

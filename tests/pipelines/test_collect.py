@@ -136,6 +136,22 @@ def test_boxes_turn_with_the_image_and_measures_see_them_at_the_decoded_size(tmp
     assert tables["measures"]["background"].to_pylist() == ["green"]
 
 
+def test_a_box_outside_its_image_is_counted_with_a_reason_and_the_image_is_kept(photo_folder: Any) -> None:
+    root = photo_folder(domains=("toys",), instances=1, images=3)
+    (root / "boxes.csv").write_text(
+        "image_path,x,y,w,h\ntoys/thing-00/0.jpg,8,8,20,16\ntoys/thing-00/1.jpg,64,0,9,9\n"
+    )
+    result = collect(root)
+    images, boxes, _ = (a.check() for a in result.accounts)
+    assert (images.taken_in, images.kept, images.rejected) == (3, 3, {})
+    assert (boxes.entity, boxes.taken_in, boxes.kept, boxes.rejected) == ("boxes", 2, 1, {"box_outside": 1})
+    assert result.tables["instances"]["box"].to_pylist() == [[8, 8, 28, 24], None, None]
+    (row,) = result.tables["rejects/collect"].to_pylist()
+    assert (row["entity"], row["key"], row["reason"]) == ("boxes", "toys/thing-00/1.jpg", "box_outside")
+    assert row["detail"] == "box 64, 0, 73, 9 of an image of 64 x 64 px as stored"
+    assert row["reason"] in REASONS
+
+
 def mask_file(path: Path, inside: tuple[int, int, int, int] | None, size: tuple[int, int] = (64, 64)) -> None:
     """A PNG of (width, height), 255 in the box x1, y1, x2, y2."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +265,7 @@ def test_an_instance_without_a_readable_image_is_rejected_too(photo_folder: Any)
         "toys/broken": "too_few_images",
         "toys/gone": "too_few_images",
     }
-    images, instances = (a.check() for a in result.accounts)
+    images, _, instances = (a.check() for a in result.accounts)
     assert (images.taken_in, images.kept) == (4, 2)
     assert (instances.taken_in, instances.kept, instances.rejected) == (3, 1, {"too_few_images": 2})
 

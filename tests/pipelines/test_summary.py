@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from infra.base.accounts import Account
+from infra.base.versions import Manifest
 from pipelines.config import DomainThresholds
-from pipelines.summary import domain_figures, thresholds_line
+from pipelines.summary import domain_figures, no_query, thresholds_line
 
 THRESHOLDS = DomainThresholds(tau_valid=8, tau_high=0.92, tau_centric=0.88, tau_count=3)
 
@@ -68,3 +70,43 @@ def test_thresholds_as_a_line() -> None:
 def test_masks_are_stated_where_there_are_any() -> None:
     assert "masks" not in figures({}, largest=0)
     assert figures({"masks kept": 3, "masks empty": 1}, largest=0)["masks"] == {"kept": 3, "empty": 1}
+
+
+def manifest(pairs: int, annotate: dict[str, int], filtered: list[Account], **queries: int) -> Manifest:
+    """Of a build over two domains that ended in these accounts."""
+    domain = {"queries": {"train": 0, "dev": 0, "test": 0} | queries, "why_no_query": "so it is"}
+    quadruples = Account(
+        entity="quadruples", taken_in=pairs, kept=pairs - sum(annotate.values()), rejected=annotate
+    )
+    return Manifest(
+        kind="datasets",
+        name="x",
+        key="k",
+        content_hash="c",
+        files=[],
+        recipe={},
+        code_version="",
+        created_at="",
+        accounts={"filter": filtered, "annotate": [quadruples]},
+        figures={"domains": {"cups": domain, "toys": domain}},
+    )
+
+
+def test_a_build_with_any_query_is_not_refused() -> None:
+    assert no_query(manifest(12, {"no_box": 11}, [], train=1)) is None
+
+
+def test_a_build_without_a_query_is_refused_with_a_cure_for_what_took_most() -> None:
+    line = no_query(manifest(12, {"no_box": 8, "no_difference": 4}, []))
+    assert line is not None
+    assert line.startswith(
+        "the benchmark holds no query (cups: so it is; toys: so it is); say where the object is"
+    )
+    assert "boxes*.csv (columns image_path, x, y, w, h)" in line
+    assert "differ in setting" in (no_query(manifest(12, {"no_box": 4, "no_difference": 8}, [])) or "")
+    assert "lower tau_valid" in (
+        no_query(manifest(0, {}, [Account(entity="instances", taken_in=3, reserved=3)])) or ""
+    )
+    alike = [Account(entity="pairs", taken_in=6, rejected={"too_similar": 6})]
+    assert "raise tau_high" in (no_query(manifest(0, {}, alike)) or "")
+    assert "more photos" in (no_query(manifest(0, {}, [])) or "")
