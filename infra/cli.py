@@ -28,6 +28,8 @@ class Verb:
     summary: str
     recipe: str
     function: str
+    no_out: str = ""
+    """Why --out has no meaning here and what to give instead; empty where it has one."""
 
     def load(self) -> tuple[type[Config], Any]:
         """The recipe class and the function."""
@@ -38,11 +40,14 @@ class Verb:
         return found[0], found[1]
 
 
+MAKES_NOTHING = "it makes no version"
+
 VERBS: dict[str, Verb] = {
     "demo": Verb(
         "the whole way on a procedural world, with a report",
         "infra.ops.demo:DemoRecipe",
         "infra.ops.demo:demo",
+        no_out="the demo makes many versions; --root is the place of them all",
     ),
     "build": Verb("photos → benchmark (Ray Data)", "pipelines.config:BuildRecipe", "pipelines.build:build"),
     "data list": Verb("every version under the root", "pipelines.data:ListRecipe", "pipelines.data:list_all"),
@@ -52,8 +57,6 @@ VERBS: dict[str, Verb] = {
         "pipelines.verify:VerifyRecipe",
         "pipelines.verify:verify",
     ),
-    "data diff": Verb("from one dataset to another", "pipelines.diff:DiffRecipe", "pipelines.diff:diff"),
-    "data gc": Verb("delete what nothing needs, with --yes", "pipelines.data:GcRecipe", "pipelines.data:gc"),
     "embed": Verb(
         "images → frozen features (Ray Data)", "training.config:TrainRecipe", "pipelines.embed:embed"
     ),
@@ -68,6 +71,19 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "model + benchmark → rankings and metrics",
         "pipelines.retrieval.config:EvaluateRecipe",
+        no_out=MAKES_NOTHING,
+    ),
+    "data diff": Verb(
+        "from one dataset to another",
+        "pipelines.diff:DiffRecipe",
+        "pipelines.diff:diff",
+        no_out=MAKES_NOTHING,
+    ),
+    "data gc": Verb(
+        "delete what nothing needs, with --yes",
+        "pipelines.data:GcRecipe",
+        "pipelines.data:gc",
+        no_out=MAKES_NOTHING,
         "pipelines.retrieval.evaluate:evaluate",
     ),
     "query": Verb(
@@ -91,6 +107,7 @@ SWITCHES = ("json", "dry-run", "debug")
 CONFIRMATION = "yes"
 """The one field of a recipe that is set by its name alone."""
 
+        no_out="a query makes no version; --picture FILE.png is where its picture goes",
 
 @dataclass(frozen=True)
 class Call:
@@ -201,10 +218,16 @@ def _parse(words: Sequence[str]) -> Call:
         overrides=tuple(overrides),
     )
 
+            if value.startswith("--"):
+                _usage(
+                    f"--{key} needs a value, and '{value}' looks like an option; if it is meant: --{key}={value}"
+                )
 
 def _split_verb(words: Sequence[str], purpose: Literal["run", "help"] = "run") -> tuple[str, list[str]]:
     """The verb, of one word or two, and the words after it; for help the first word of a family is enough."""
     first, rest = words[0], list(words[1:])
+    if "out" in values and (reason := VERBS[verb].no_out):
+        _usage(f"--out {values['out']} has no meaning for {PROGRAM} {verb}: {reason}")
     if first not in FAMILIES:
         _verb(first)
         return first, rest
@@ -257,7 +280,7 @@ commands
 options of every command
   --config FILE    recipe: a YAML file, or the name of a shipped one
   --root URL       where everything is kept: a folder or s3://bucket/prefix (default ./{DEFAULT_ROOT})
-  --out URL        the one place for what this command makes, instead of a place under the root
+  --out URL        the one place for what this command makes, instead of a place under the root (where it makes one)
   --dry-run        state the plan and what it costs, then stop
   --json           print the result as JSON
   --debug          show the trace of an error and the log

@@ -44,6 +44,10 @@ def run_toy(recipe: Toy, context: Context) -> Outcome:
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.VERBS, "toy", cli.Verb("a toy", f"{__name__}:Toy", f"{__name__}:run_toy"))
+    fixed = cli.Verb(
+        "no place", f"{__name__}:Toy", f"{__name__}:run_toy", no_out="it makes nothing; try --fail"
+    )
+    monkeypatch.setitem(cli.VERBS, "fixed", fixed)
     monkeypatch.setitem(sys.modules, __name__, sys.modules[run_toy.__module__])
 
 
@@ -72,6 +76,13 @@ def test_a_command_gets_its_recipe_and_says_where_the_result_lies(capsys: pytest
         (["toy", "--count"], 2, "--count needs a value"),
         (["toy", "stray"], 2, "unexpected word 'stray'"),
         (["trian"], 2, "did you mean 'train'?"),
+        (["toy", "--count", "--dry-run"], 2, "--count needs a value, and '--dry-run' looks like an option"),
+        (["toy", "--root", "--json"], 2, "if it is meant: --root=--json"),
+        (
+            ["fixed", "--out", "X"],
+            2,
+            "--out X has no meaning for oacir fixed: it makes nothing; try --fail",
+        ),
         (["toy", "--fail", "defect"], 1, "unexpected ZeroDivisionError"),
     ],
 )
@@ -85,6 +96,23 @@ def test_errors_are_one_line_with_their_exit_code(
     assert printed.out == ""
     assert cli.main([*words, "--debug"]) == code
     assert ("Traceback" in capsys.readouterr().err) == (code not in (130,))
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_value_that_looks_like_an_option_is_taken_where_it_is_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["toy", "--root=--json"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "made 1 in --json"
+    assert cli.main(["toy", "--root", "-x"]) == 0
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "query", "data list", "data show", "data gc", "data verify", "data diff"]
+)
+def test_commands_that_make_no_version_refuse_out(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*verb.split(), "--out", "X"]) == 2
+    assert f"--out X has no meaning for oacir {verb}: " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("toy")
