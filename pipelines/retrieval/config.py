@@ -58,14 +58,24 @@ class QueryRecipe(Config):
     """Path or URL of the reference image."""
     box: str | None = None
     """The object's box, x1,y1,x2,y2 in pixels of the upright image; null asks without a box (no modulation)."""
+    mask: str | None = None
+    """Path or URL of the object's mask, in place of the box: a PNG of the upright image's size, not 0 inside."""
     text: str
     """What should change, in one sentence."""
+    category: str | None = None
+    """What the object is called; needed for a model whose texts name it."""
     top_k: Annotated[int, Field(ge=1, le=1000)] = 10
     """How many images to return."""
     picture: str | None = None
     """Where to write a PNG of the query and its answer; null writes none."""
     encode_batch_size: Positive = 256
     """Images per forward."""
+
+    @model_validator(mode="after")
+    def _one_region(self) -> Self:
+        if self.box is not None and self.mask is not None:
+            raise ValueError("box and mask mark the same object; give one of them")
+        return self
 
 
 class ReportRecipe(Config):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import torch
 
+    from training.anchors import Anchor
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
 
@@ -29,7 +30,7 @@ class TokenSource(Protocol):
     """Where tokens of the frozen tower come from: a feature store, or the images themselves."""
 
     def tokens(self, image_ids: Sequence[str]) -> torch.Tensor:
-        """Tokens of the images, float32 [n, N, D], in the order asked for."""
+        """Tokens of the images (or views, by their `view_id`), float32 [n, N, D], in the order asked for."""
         ...
 
 
@@ -43,10 +44,10 @@ class QuerySet:
     target_ids: list[str]
     """The primary target of each."""
     texts: list[str]
-    boxes: list[tuple[float, float, float, float] | None]
-    """Boxes in pixels of the upright reference."""
-    sizes: list[tuple[int, int]]
-    """Width and height of the upright reference in pixels."""
+    categories: list[str]
+    """What the anchored object is called."""
+    anchors: list[Anchor]
+    """The anchored object on the reference."""
     reference_kept: bool = False
     """Whether the reference stays in the ranking, as some benchmarks have it."""
 
@@ -84,9 +85,10 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Texts and boxes of a query set as the model takes them, one row per query."""
+    """Texts and anchors of a query set as the model takes them, one row per query."""
 
-    reference_ids: list[str]
+    reference_keys: list[str]
+    """What the source of tokens calls each reference, or the view of it that the model sees."""
     input_ids: torch.Tensor  # [Q, L]
     attention_mask: torch.Tensor  # [Q, L]
     patch_mask: torch.Tensor  # [Q, N]
@@ -110,10 +112,12 @@ class Encoder:
         self.processor, self.source, self.batch_size = processor, source, batch_size
 
     def prepare(self, queries: QuerySet) -> Prepared:
-        """Tokenise the texts and move the boxes, once for all uses of the queries."""
-        input_ids, attention_mask = self.processor.texts(queries.texts)
-        regions = self.processor.regions(queries.boxes, queries.sizes)
-        return Prepared(queries.reference_ids, input_ids, attention_mask, regions)
+        """Tokenise the texts and move the regions, once for all uses of the queries."""
+        from training.anchors import load_anchors
+
+        input_ids, attention_mask = self.processor.texts(queries.texts, queries.categories, queries.query_ids)
+        anchors = load_anchors(queries.anchors, self.processor)
+        return Prepared(anchors.reference_keys, input_ids, attention_mask, anchors.patch_masks)
 
     def targets(self, image_ids: Sequence[str]) -> Iterator[torch.Tensor]:
         """Target vectors of the images, float32 [b, M, d] per batch, in order."""
@@ -129,12 +133,12 @@ class Encoder:
     ) -> Iterator[tuple[torch.Tensor, Floats | None]]:
         """Query vectors [b, d] and β [b, 1 or M] per batch, in order.
 
-        A row takes the image and box of query `reference_of[i]` and the text of query `text_of[i]`; by default its own.
-        β is None without modulation, and NaN for a row whose box leaves no patch (nothing is modulated there).
+        A row takes the image and region of query `reference_of[i]` and the text of query `text_of[i]`; by default its
+        own. β is None without modulation, and NaN for a row whose region leaves no patch (nothing is modulated there).
         """
         import torch
 
-        own = np.arange(len(prepared.reference_ids))
+        own = np.arange(len(prepared.reference_keys))
         references = own if reference_of is None else reference_of
         texts = own if text_of is None else text_of
         with torch.inference_mode():
@@ -143,7 +147,7 @@ class Encoder:
                 words = torch.from_numpy(texts[start : start + self.batch_size])
                 mask = prepared.patch_mask[torch.from_numpy(rows)]
                 output = self.model.encode_query(
-                    self.source.tokens([prepared.reference_ids[i] for i in rows]).to(self.device),
+                    self.source.tokens([prepared.reference_keys[i] for i in rows]).to(self.device),
                     prepared.input_ids[words].to(self.device),
                     prepared.attention_mask[words].to(self.device),
                     mask.to(self.device),

@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.base import storage, versions
 from infra.base.command import Context, Outcome
-from infra.base.errors import OacirError, VersionError
+from infra.base.errors import OacirError
 from infra.base.progress import Progress
 from pipelines.records import RANKINGS
 from pipelines.retrieval import baselines, summary
@@ -22,14 +22,17 @@ from pipelines.retrieval.inputs import (
     ModelPlace,
     StoreTokens,
     find_dataset,
-    find_features,
     find_model,
     load_tasks,
+    require_features,
 )
 from pipelines.retrieval.summary import DomainResult
+from training.anchors import region_counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from training.model.processing import AdaFocalProcessor
 
 METRICS_FILE = "metrics.json"
 
@@ -55,15 +58,12 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     if draft.finished:
         return _outcome(versions.Version(draft.url, draft.finished), "already evaluated")
 
+    from training.stores import joined
+
     began = time.monotonic()
-    store = find_features(context.root, recipe.features, place, dataset)
-    if store is None:
-        raise VersionError(
-            f"no features of {dataset.url} that {place.url} can read under {storage.absolute(context.root)}; run"
-            f" `oacir embed --dataset {dataset.url}` with the recipe that trained the model, or give --features"
-        )
     model, processor = place.load(with_tower=False)
-    encoder = Encoder(model, processor, StoreTokens(store), recipe.encode_batch_size)
+    stores = require_features(context.root, recipe.features, place, dataset, processor)
+    encoder = Encoder(model, processor, StoreTokens(joined(stores)), recipe.encode_batch_size)
     loaded = time.monotonic()
     with Progress("evaluate", sum(len(t.queries) for t in tasks), "queries") as progress:
         results = []
@@ -84,7 +84,9 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
         },
         "absent": absent_domains(dataset, recipe.split, [t.domain for t in tasks]),
     }
-    data["notes"] = summary.notes(data)
+    asked = _asked(processor, tasks)
+    data["asked"] = asked
+    data["notes"] = summary.notes(data) + _notes(asked)
     tables = {f"rankings/{r.task.domain}.parquet": rankings_table(r) for r in results}
     rows = versions.combine(versions.rows_hash(t.to_pylist()) for t in tables.values())
     files = []
@@ -96,10 +98,10 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     version = draft.commit(
         content_hash=versions.content_hash({"rankings": rows}),
         files=files,
-        parents={
-            "model": place.content_hash,
-            "dataset": dataset.manifest.content_hash,
-            "features": store.version.manifest.content_hash,
+        parents={"model": place.content_hash, "dataset": dataset.manifest.content_hash}
+        | {
+            role: store.version.manifest.content_hash
+            for role, store in zip(("features", "views"), stores, strict=False)
         },
         seconds={"load": loaded - began, "rank": ranked - loaded, "measure": time.monotonic() - ranked},
         figures=data,
@@ -162,6 +164,24 @@ def absent_domains(dataset: versions.Version, split: str, present: list[str]) ->
         if split == "test":
             reasons[domain] = stated.get(domain, {}).get("why_no_query", reasons[domain])
     return reasons
+
+
+def _asked(processor: AdaFocalProcessor, tasks: list[DomainTask]) -> dict[str, Any]:
+    """How the model was asked: what it saw of the references, how texts named the object, and by which regions."""
+    anchors = [anchor for task in tasks for anchor in task.queries.anchors]
+    return {
+        "reference_view": processor.reference_view,
+        "text_entity": processor.text_entity,
+        "region": processor.region,
+        "regions": region_counts(anchors, processor),
+    }
+
+
+def _notes(asked: dict[str, Any]) -> list[str]:
+    boxes, masks = asked["regions"]["box"], asked["regions"]["mask"]
+    if asked["region"] == "box" or not boxes:
+        return []
+    return [f"{boxes:,} of {masks + boxes:,} queries have no mask and were asked with their box"]
 
 
 def _ranks(task: DomainTask, scored: Iterator[tuple[slice, Floats]]) -> tuple[Ints, Ints]:

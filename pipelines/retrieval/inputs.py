@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from infra.base import storage, versions
 from infra.base.errors import OacirError, VersionError
 from pipelines.retrieval.engine import Gallery, QuerySet
+from training.anchors import anchors_of
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from training.features import FeatureStore
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
+    from training.stores import Contents
 
 MODEL_CONFIG = "config.json"
 
@@ -39,15 +41,16 @@ class ModelPlace:
 
         return open_model(self.url if self.run is None else self.run.url, with_tower=with_tower)
 
-    def feature_keys(self) -> set[str]:
+    def feature_keys(self, contents: Contents) -> set[str]:
         """Keys of the features this model can read: those it was trained on, else all of its tower."""
-        from training.features import Dtype, feature_key, processor_fingerprint
+        from training.features import Dtype
 
         if self.run is not None:
-            return {str(self.run.manifest.figures["feature_key"])}
+            role = "feature_key" if contents.view == "full" else "view_feature_key"
+            return {str(self.run.manifest.figures[role])}
         model, processor = self.load()
-        tower, way = model.tower_state_hash(), processor_fingerprint(processor)
-        return {feature_key(tower, way, dtype) for dtype in get_args(Dtype)}
+        tower = model.tower_state_hash()
+        return {contents.feature_key(tower, processor, dtype) for dtype in get_args(Dtype)}
 
 
 @dataclass(frozen=True)
@@ -96,33 +99,58 @@ def find_dataset(root: str, reference: str) -> versions.Version:
 
 
 def find_features(
-    root: str, reference: str | None, place: ModelPlace, dataset: versions.Version
+    root: str, reference: str | None, place: ModelPlace, contents: Contents
 ) -> FeatureStore | None:
-    """The feature store of a dataset's images that the model can read; None where none is named and none fits.
+    """The feature store of some contents that the model can read; None where none is named and none fits.
 
     Raises:
-        VersionError: the named store holds other tokens than the model reads.
+        VersionError: the named store holds other tokens than the model reads, or of other bytes.
     """
-    from training.data import used_images
-    from training.features import FeatureStore, store_key
+    from training.features import FeatureStore
 
-    keys = place.feature_keys()
-    if reference is not None:
-        store = FeatureStore.open(versions.resolve(root, "features", reference).url)
-        if store.key not in keys:
+    keys = place.feature_keys(contents)
+    if reference is None:
+        return contents.find(root, keys)
+    store = FeatureStore.open(versions.resolve(root, "features", reference).url)
+    if store.key not in keys:
+        raise VersionError(
+            f"{store.version.url}: these features were made by another image tower or preprocessing than"
+            f" {place.url} has; run `oacir embed` for this model, or leave --features out"
+        )
+    contents.require(store)
+    return store
+
+
+def require_features(
+    root: str,
+    reference: str | None,
+    place: ModelPlace,
+    dataset: versions.Version,
+    processor: AdaFocalProcessor,
+) -> list[FeatureStore]:
+    """All stores that the model needs for a benchmark (`stores.needed`): of the images, and of the views it sees.
+
+    Raises:
+        VersionError: one is missing, or none fits the model and the benchmark.
+    """
+    from training.stores import needed
+
+    found = []
+    for contents in needed(dataset, processor):
+        whole = contents.view == "full"
+        store = find_features(root, reference if whole else None, place, contents)
+        if store is None:
+            why = contents.missing(root, place.feature_keys(contents), dataset)
             raise VersionError(
-                f"{store.version.url}: these features were made by another image tower or preprocessing than"
-                f" {place.url} has; run `oacir embed` for this model, or leave --features out"
+                f"{why}; run `oacir embed --dataset {dataset.url}` with the recipe that trained the model"
+                + (", or give --features" if whole else "")
             )
-        return store
-    contents = used_images(dataset)["sha256"].to_pylist()
-    made = {store_key(key, contents) for key in keys}
-    fitting = [v for v in versions.list_versions(root, "features") if v.manifest.key in made]
-    return FeatureStore.open(min(v.url for v in fitting)) if fitting else None
+        found.append(store)
+    return found
 
 
 class StoreTokens:
-    """Tokens from a feature store."""
+    """Tokens from a feature store (of images, or of images and views joined)."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
@@ -148,7 +176,11 @@ class ImageTokens:
 
     def of_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Tokens of decoded images, float32 [n, N, D]."""
-        pixels = self.processor.pixels(images).to(next(self.model.parameters()).device)
+        return self.of_pixels(self.processor.pixels(images))
+
+    def of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens of preprocessed images, float32 [n, N, D]."""
+        pixels = pixels.to(next(self.model.parameters()).device)
         return self.model.encode_pixels(pixels).to(self.dtype).float().cpu()
 
 
@@ -176,8 +208,9 @@ def load_tasks(dataset: versions.Version, split: str) -> list[DomainTask]:
     """
     import pyarrow.compute as pc
 
-    quadruples = dataset.table("quadruples")
-    quadruples = quadruples.filter(pc.equal(quadruples["split"], split)).sort_by("query_id")
+    from training.data import read_quadruples
+
+    quadruples = read_quadruples(dataset, split)
     table = dataset.table("gallery")
     table = table.filter(pc.equal(table["split"], split)).sort_by("image_id")
     sizes = image_sizes(dataset)
@@ -216,8 +249,8 @@ def _query_set(
         reference_ids=[r["reference_id"] for r in rows],
         target_ids=[r["target_ids"][0] for r in rows],
         texts=[r["modification_text"] for r in rows],
-        boxes=[None if r["reference_box"] is None else tuple(r["reference_box"]) for r in rows],
-        sizes=[sizes[r["reference_id"]] for r in rows],
+        categories=[r["category"] for r in rows],
+        anchors=anchors_of(rows, sizes),
         reference_kept=reference_kept,
     )
 

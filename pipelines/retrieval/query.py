@@ -11,28 +11,58 @@ from typing import TYPE_CHECKING, Any
 
 from infra.base import storage, versions
 from infra.base.command import Context, Outcome
-from infra.base.errors import RecipeError, VersionError
+from infra.base.errors import OacirError, RecipeError, VersionError
 from pipelines.retrieval.config import QueryRecipe
 from pipelines.retrieval.engine import Encoder, Gallery, score, top
 from pipelines.retrieval.inputs import (
     ImageTokens,
+    ModelPlace,
     StoreTokens,
     find_dataset,
     find_features,
     find_model,
     read_image,
 )
+from training.masks import decode_mask
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
 
     from pipelines.retrieval.picture import Verdict
+    from training.features import FeatureStore
+    from training.model.processing import AdaFocalProcessor
+    from training.model.regions import Region
 
 Box = tuple[float, float, float, float]
 _NO_STORE = (
     "note: no feature store fits, so {:,} images were encoded for this one query; `oacir embed` keeps them"
 )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        image: the reference, upright.
+        region: the object on it, a box or a mask; None where none is marked.
+        text: what should change.
+        category: what the object is called, where that is known.
+        query_id: of the benchmark's own query, if it is one; it chooses the wording that names the object.
+    """
+
+    image: Image.Image
+    region: Region | None
+    text: str
+    category: str | None = None
+    query_id: str | None = None
+
+    @property
+    def box(self) -> Box | None:
+        """The box, or the one around the mask."""
+        from training.model.regions import region_box
+
+        return region_box(self.region, *self.image.size)
 
 
 @dataclass(frozen=True)
@@ -46,10 +76,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Truth:
-    """The right instance and the target of a query, where they are known."""
+    """The right instance, and of the benchmark's own queries target and id, where they are known."""
 
     instance_id: str | None
     target_id: str | None
+    query_id: str | None
 
     def verdict(self, image_id: str, instance_id: str) -> Verdict:
         """What a ranked image is."""
@@ -64,14 +95,15 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
     """Rank a gallery for one query. An image of the gallery with the same bytes as the reference is left out.
 
     Raises:
-        RecipeError: an empty text or a box that is none, or leaves the image.
+        RecipeError: an empty text; a box or mask that is none, or leaves the image; a box or category that is missing
+            though the model needs it.
         OacirError: the image cannot be read, or there is no such model, dataset or gallery.
     """
     if not recipe.text.strip():
         raise RecipeError(["text is empty; say in a sentence what should change, --text '…'"])
     data = storage.read_bytes(storage.absolute(recipe.image))
     image = read_image(storage.absolute(recipe.image))
-    box = None if recipe.box is None else parse_box(recipe.box, image.size)
+    region = _region(recipe, image.size)
     place = find_model(context.root, recipe.model)
     dataset = find_dataset(context.root, recipe.dataset)
     gallery, uri_of = select_gallery(dataset, recipe.gallery)
@@ -81,16 +113,16 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
             figures={"images": len(gallery)},
         )
     model, processor = place.load()
-    store = find_features(context.root, recipe.features, place, dataset)
+    _check_question(processor, region, recipe)
+    store = _store(recipe, context, place, dataset)
     dtype = "bfloat16" if store is None else str(store.version.manifest.figures["dtype"])
     images = ImageTokens(model, processor, uri_of, dtype)
     source = images if store is None else StoreTokens(store)
     encoder = Encoder(model, processor, source, recipe.encode_batch_size)
     same = _same_content(dataset, hashlib.sha256(data).hexdigest())
     truth = _truth(dataset, same, recipe.text)
-    answer = ask(
-        encoder, images.of_images([image]), image.size, box, recipe.text, gallery, recipe.top_k, same
-    )
+    question = Question(image, region, recipe.text, recipe.category, truth.query_id)
+    answer = ask(encoder, images, question, gallery, recipe.top_k, same)
     ranked = [
         {
             "rank": place_ + 1,
@@ -102,14 +134,15 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
         for place_, (column, found) in enumerate(zip(answer.columns, answer.scores, strict=True))
     ]
     location = None
-    title = f"{place.name}: {beta_text(answer.beta, box is not None)}"
+    beta = beta_text(answer.beta, region is not None)
+    title = f"{place.name}: {beta}"
     if recipe.picture is not None:
         location = storage.absolute(recipe.picture)
-        storage.write_bytes(location, _picture(image, box, recipe.text, ranked, uri_of, truth, title))
+        storage.write_bytes(location, _picture(question, ranked, uri_of, truth, title))
     figures = {"gallery": gallery.gallery_id, "images": len(gallery), "beta": answer.beta, "results": ranked}
     where = f"picture: {location}" if location else f"searched {gallery.gallery_id} of {dataset.url}"
     return Outcome(
-        f"{len(ranked)} of {len(gallery):,} images, {beta_text(answer.beta, box is not None)}; {where}",
+        f"{len(ranked)} of {len(gallery):,} images, {beta}; {where}",
         location,
         figures,
         (*_table(ranked), *([] if store else [_NO_STORE.format(len(gallery))])),
@@ -118,32 +151,72 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
 
 def ask(
     encoder: Encoder,
-    tokens: torch.Tensor,
-    size: tuple[int, int],
-    box: Box | None,
-    text: str,
+    images: ImageTokens,
+    question: Question,
     gallery: Gallery,
     top_k: int,
     reference_id: str | None = None,
 ) -> Answer:
-    """Rank a gallery for one reference, as tokens [1, N, D] and size in pixels; `reference_id` is left out."""
+    """Rank a gallery for one question; `reference_id` is left out."""
     import torch
 
-    input_ids, attention_mask = encoder.processor.texts([text])
-    mask = encoder.processor.regions([box], [size])
+    inputs = encoder.processor(
+        [question.image], [question.text], [question.region], [question.category], [question.query_id]
+    )
     with torch.inference_mode():
         output = encoder.model.encode_query(
-            tokens.to(encoder.device),
-            input_ids.to(encoder.device),
-            attention_mask.to(encoder.device),
-            mask.to(encoder.device),
+            images.of_pixels(inputs.pixels).to(encoder.device),
+            inputs.input_ids.to(encoder.device),
+            inputs.attention_mask.to(encoder.device),
+            inputs.patch_mask.to(encoder.device),
         )
     targets = torch.cat(list(encoder.targets(gallery.image_ids)))
     scores = score(output.embedding.float(), targets)
     columns, best = top(scores, gallery, [reference_id], top_k)
-    used = output.beta is not None and bool(mask.any())
+    used = output.beta is not None and bool(inputs.patch_mask.any())
     beta = [float(v) for v in output.beta[0].float().cpu()] if output.beta is not None and used else None
     return Answer(columns[0], best[0], beta)
+
+
+def _store(
+    recipe: QueryRecipe, context: Context, place: ModelPlace, dataset: versions.Version
+) -> FeatureStore | None:
+    """The features of the benchmark's images, if there are any; the reference itself is always encoded anew."""
+    from training.data import used_images
+    from training.stores import Contents
+
+    return find_features(context.root, recipe.features, place, Contents("full", used_images(dataset)))
+
+
+def _region(recipe: QueryRecipe, size: tuple[int, int]) -> Region | None:
+    """The box or mask of a command line.
+
+    Raises:
+        RecipeError: it is none, or none of this image.
+    """
+    if recipe.mask is None:
+        return None if recipe.box is None else parse_box(recipe.box, size)
+    url = storage.absolute(recipe.mask)
+    try:
+        return decode_mask(storage.read_bytes(url), size)
+    except OacirError as error:
+        raise RecipeError([f"mask = {url}: {error}"]) from error
+
+
+def _check_question(processor: AdaFocalProcessor, region: Region | None, recipe: QueryRecipe) -> None:
+    """What the model was trained to be told has to be there.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    problems = []
+    if processor.text_entity == "named" and not recipe.category:
+        problems.append("category is missing: this model's texts name the object; give --category 'handbag'")
+    if processor.reference_view != "full" and region is None:
+        what = "only the object's box" if processor.reference_view == "crop" else "the box drawn in red"
+        problems.append(f"box is missing: this model sees {what}; give --box x1,y1,x2,y2 or --mask FILE")
+    if problems:
+        raise RecipeError(problems)
 
 
 def parse_box(text: str, size: tuple[int, int]) -> Box:
@@ -218,13 +291,7 @@ def _table(ranked: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _picture(
-    image: Image.Image,
-    box: Box | None,
-    text: str,
-    ranked: Sequence[dict[str, Any]],
-    uri_of: dict[str, str],
-    truth: Truth,
-    title: str,
+    question: Question, ranked: Sequence[dict[str, Any]], uri_of: dict[str, str], truth: Truth, title: str
 ) -> bytes:
     from pipelines.retrieval.picture import THUMB_PX, Candidate, draw_query
 
@@ -240,20 +307,21 @@ def _picture(
     stream = io.BytesIO()
     # Pillow's own font has no Greek letters.
     title = title.replace("β", "beta")
-    draw_query(image, box, text, candidates, target=target, title=title).save(stream, "PNG", optimize=True)
+    picture = draw_query(question.image, question.box, question.text, candidates, target=target, title=title)
+    picture.save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
 def _truth(dataset: versions.Version, reference_id: str | None, text: str) -> Truth:
     """What the benchmark knows about a query: the instance of its own images, the target of its own queries."""
     if reference_id is None:
-        return Truth(None, None)
-    rows = dataset.table(
-        "quadruples", ["reference_id", "instance_id", "modification_text", "target_ids"]
-    ).to_pylist()
+        return Truth(None, None, None)
+    columns = ["query_id", "reference_id", "instance_id", "modification_text", "target_ids"]
+    rows = dataset.table("quadruples", columns).to_pylist()
     own = [row for row in rows if row["reference_id"] == reference_id]
     asked = [row for row in own if row["modification_text"] == text]
     return Truth(
         own[0]["instance_id"] if own else None,
         asked[0]["target_ids"][0] if asked else None,
+        asked[0]["query_id"] if asked else None,
     )

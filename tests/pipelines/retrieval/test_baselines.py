@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infra.base.command import Context
 from pipelines.retrieval.baselines import borrow, lenders, reference_only, text_only
 from pipelines.retrieval.engine import Encoder, QuerySet, encode_queries, score
-from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_features, find_model, load_tasks
+from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_model, load_tasks, require_features
 
 
 def names(instances: list[str]) -> QuerySet:
@@ -74,8 +74,7 @@ def test_the_draw_is_seeded() -> None:
 @pytest.mark.parametrize("chunk", [5, 1000])
 def test_means_are_those_of_a_slow_version(context: Context, chunk: int) -> None:
     dataset, place = find_dataset(context.root, "benchmark"), find_model(context.root, "adafocal")
-    store = find_features(context.root, None, place, dataset)
-    assert store is not None
+    (store,) = require_features(context.root, None, place, dataset, place.load()[1])
     task = load_tasks(dataset, "test")[0]
     encoder = Encoder(*place.load(), StoreTokens(store))
     targets = torch.cat(list(encoder.targets(task.gallery.image_ids)))

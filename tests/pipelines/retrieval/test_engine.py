@@ -14,6 +14,7 @@ import torch
 from infra.base.command import Context
 from pipelines.retrieval.engine import Encoder, Gallery, QuerySet, encode_queries, join, rank, score, top
 from pipelines.retrieval.inputs import find_model
+from training.anchors import Anchor
 
 GALLERY = Gallery("shop/test", ["a", "b", "c", "d", "e"], ["mug", "mug", "cup", "mug", "cup"])
 
@@ -27,8 +28,8 @@ def queries(rows: Sequence[tuple[str, str, str]]) -> QuerySet:
         reference_ids=[r[1] for r in rows],
         target_ids=[r[2] for r in rows],
         texts=["on a beach"] * count,
-        boxes=[(0.0, 0.0, 10.0, 10.0)] * count,
-        sizes=[(64, 64)] * count,
+        categories=["mug"] * count,
+        anchors=[Anchor(r[1], (64, 64), (0.0, 0.0, 10.0, 10.0), None) for r in rows],
     )
 
 
@@ -116,7 +117,7 @@ class RandomTokens:
 def test_the_encoder_turns_dropout_off_and_beta_is_null_without_a_patch(context: Context) -> None:
     model, processor = find_model(context.root, "adafocal").load()
     asked = queries([("mug", "b", "d"), ("cup", "c", "e"), ("mug", "a", "b")])
-    asked.boxes[1] = None
+    asked.anchors[1] = asked.anchors[1]._replace(box=None)
     encoder = Encoder(model.train(), processor, RandomTokens(), batch_size=2)
     prepared = encoder.prepare(asked)
     first, betas = encode_queries(encoder, prepared)

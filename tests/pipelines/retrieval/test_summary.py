@@ -28,8 +28,8 @@ def result(
         reference_ids=[f"{r[0]}/0" for r in ranks],
         target_ids=[f"{r[0]}/1" for r in ranks],
         texts=["…"] * count,
-        boxes=[None] * count,
-        sizes=[(1, 1)] * count,
+        categories=["thing"] * count,
+        anchors=[],
     )
     target, instance = np.array([r[1] for r in ranks]), np.array([r[2] for r in ranks])
     ranking = Ranking(target, instance, [[]] * count, [[]] * count)
