@@ -56,6 +56,19 @@ VERBS: dict[str, Verb] = {
         "every byte, account, hash and gallery of a version",
         "pipelines.verify:VerifyRecipe",
         "pipelines.verify:verify",
+        no_out=MAKES_NOTHING,
+    ),
+    "data diff": Verb(
+        "from one dataset to another",
+        "pipelines.diff:DiffRecipe",
+        "pipelines.diff:diff",
+        no_out=MAKES_NOTHING,
+    ),
+    "data gc": Verb(
+        "delete what nothing needs, with --yes",
+        "pipelines.data:GcRecipe",
+        "pipelines.data:gc",
+        no_out=MAKES_NOTHING,
     ),
     "embed": Verb(
         "images → frozen features (Ray Data)", "training.config:TrainRecipe", "pipelines.embed:embed"
@@ -71,25 +84,13 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         "model + benchmark → rankings and metrics",
         "pipelines.retrieval.config:EvaluateRecipe",
-        no_out=MAKES_NOTHING,
-    ),
-    "data diff": Verb(
-        "from one dataset to another",
-        "pipelines.diff:DiffRecipe",
-        "pipelines.diff:diff",
-        no_out=MAKES_NOTHING,
-    ),
-    "data gc": Verb(
-        "delete what nothing needs, with --yes",
-        "pipelines.data:GcRecipe",
-        "pipelines.data:gc",
-        no_out=MAKES_NOTHING,
         "pipelines.retrieval.evaluate:evaluate",
     ),
     "query": Verb(
         "one image, one box, one sentence → ranked images",
         "pipelines.retrieval.config:QueryRecipe",
         "pipelines.retrieval.query:query",
+        no_out="a query makes no version; --picture FILE.png is where its picture goes",
     ),
     "report": Verb(
         "evaluations → one HTML page",
@@ -107,7 +108,6 @@ SWITCHES = ("json", "dry-run", "debug")
 CONFIRMATION = "yes"
 """The one field of a recipe that is set by its name alone."""
 
-        no_out="a query makes no version; --picture FILE.png is where its picture goes",
 
 @dataclass(frozen=True)
 class Call:
@@ -201,10 +201,16 @@ def _parse(words: Sequence[str]) -> Call:
             if not rest:
                 _usage(f"--{key} needs a value (see {PROGRAM} {verb} --help)")
             value = rest.pop(0)
+            if value.startswith("--"):
+                _usage(
+                    f"--{key} needs a value, and '{value}' looks like an option; if it is meant: --{key}={value}"
+                )
         if key in ("config", "root", "out"):
             values[key] = value
         else:
             overrides.append((key, value))
+    if "out" in values and (reason := VERBS[verb].no_out):
+        _usage(f"--out {values['out']} has no meaning for {PROGRAM} {verb}: {reason}")
     if CONFIRMATION in flags:
         overrides.append((CONFIRMATION, "true"))
     return Call(
@@ -218,16 +224,10 @@ def _parse(words: Sequence[str]) -> Call:
         overrides=tuple(overrides),
     )
 
-            if value.startswith("--"):
-                _usage(
-                    f"--{key} needs a value, and '{value}' looks like an option; if it is meant: --{key}={value}"
-                )
 
 def _split_verb(words: Sequence[str], purpose: Literal["run", "help"] = "run") -> tuple[str, list[str]]:
     """The verb, of one word or two, and the words after it; for help the first word of a family is enough."""
     first, rest = words[0], list(words[1:])
-    if "out" in values and (reason := VERBS[verb].no_out):
-        _usage(f"--out {values['out']} has no meaning for {PROGRAM} {verb}: {reason}")
     if first not in FAMILIES:
         _verb(first)
         return first, rest
