@@ -141,15 +141,18 @@ class AnnotateStage(Stage):
     seed: int
     name = "annotate"
     inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
-    shared = ("splits",)
+    shared = ("splits", "near_duplicates")
     outputs = ("quadruples", "rejects/annotate")
     _splits: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _gone: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _writer: Annotator | None = field(default=None, init=False, repr=False)
 
     def setup(self) -> None:
-        """Remember the splits and make the annotator."""
+        """Remember the splits and the images that gave way, and make the annotator."""
         table = self.common["splits"]
         self._splits = dict(zip(table["instance_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+        near = self.common["near_duplicates"].to_pylist()
+        self._gone = {row["image_id"]: row["other_id"] for row in near if row["rejected"]}
         self._writer = make_annotator(self.annotator)
 
     def __call__(self, part: Part) -> StageResult:
@@ -157,12 +160,14 @@ class AnnotateStage(Stage):
         if self._writer is None:
             raise ValueError("setup comes first")
         pairs = self._pairs(part.tables)
-        answers = self._writer.annotate(pairs, self.seed)
+        wanted = [pair for pair in pairs if not self._given_way(pair)]
+        found = self._writer.annotate(wanted, self.seed)
+        answers = {pair.pair_id: answer for pair, answer in zip(wanted, found, strict=True)}
         quadruples, rejects = [], []
         counts: dict[str, Counter[str]] = {}
         owners: set[tuple[str, str, str]] = set()
-        for pair, answer in zip(pairs, answers, strict=True):
-            verdict = self._judge(pair, answer)
+        for pair in pairs:
+            verdict = self._given_way(pair) or self._judge(pair, answers[pair.pair_id])
             count = counts.setdefault(pair.domain, Counter())
             if isinstance(verdict, Rejection):
                 rejects.append(_reject(pair, verdict))
@@ -183,6 +188,13 @@ class AnnotateStage(Stage):
             "rejects/annotate": pa.Table.from_pylist(rejects, TABLES["rejects"]),
         }
         return StageResult(made, [account], counts)
+
+    def _given_way(self, pair: PairToAnnotate) -> Rejection | None:
+        """Why a pair has no annotation: one of its images nearly repeats an image of another split."""
+        for image in (pair.reference, pair.target):
+            if other := self._gone.get(image["image_id"]):
+                return Rejection("near_duplicate_across_splits", f"{image['image_id']} and {other}")
+        return None
 
     def _judge(self, pair: PairToAnnotate, answer: Annotation | Rejection) -> Annotation | Rejection:
         """The rules that every text keeps, whoever wrote it."""

@@ -64,6 +64,15 @@ class SplitOptions(Config):
     """Share of a domain's training instances that are held out for choosing checkpoints."""
 
 
+class DuplicateOptions(Config):
+    """When two photos of different instances are near-duplicates: both must agree. None may lie in two splits."""
+
+    max_bits: int = Field(8, ge=0, le=16)
+    """Most bits in which their 64-bit perceptual hashes differ; saved anew, scaled or brightened differ in up to 6."""
+    min_cosine: float = Field(0.9, gt=-1.0, lt=1.0)
+    """Least cosine of their descriptors; belongs to the descriptor as the thresholds do."""
+
+
 class GalleryOptions(Config):
     """What is added to the galleries."""
 
@@ -90,6 +99,8 @@ class BuildRecipe(Config):
     """When images and pairs teach nothing; they belong to the descriptor."""
     max_pairs_per_instance: int = Field(60, ge=1)
     """Most ordered pairs of an instance; a seeded sample of the good ones."""
+    duplicates: DuplicateOptions = Field(default_factory=DuplicateOptions)
+    """What counts as the same photo in two instances."""
     split: SplitOptions = Field(default_factory=SplitOptions)
     """Train, dev and test."""
     annotator: Literal["auto", "plain", "world"] = "auto"

@@ -43,18 +43,18 @@ class CandidateStage(Stage):
     seed: int
     name = "candidates"
     inputs = ("_work/images/filtered", "instances", "quadruples")
-    shared = ("splits", "_work/twins")
+    shared = ("splits", "near_duplicates")
     outputs = ("_work/distractors/candidates",)
     _galleries: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _twins: set[str] = field(default_factory=set, init=False, repr=False)
 
     def setup(self) -> None:
-        """Remember the instances' galleries and the images that another instance holds too."""
+        """Remember the instances' galleries and the images that another instance holds too, nearly or exactly."""
         splits = self.common["splits"]
         self._galleries = dict(
             zip(splits["instance_id"].to_pylist(), splits["gallery"].to_pylist(), strict=True)
         )
-        self._twins = set(self.common["_work/twins"]["image_id"].to_pylist())
+        self._twins = set(self.common["near_duplicates"]["image_id"].to_pylist())
 
     def __call__(self, part: Part) -> StageResult:
         """Rank the part's images by a seeded draw."""
@@ -136,18 +136,22 @@ class GalleryStage(Stage):
 
     name = "gallery"
     inputs = ("_work/images/filtered", "instances", "quadruples")
-    shared = ("_work/distractors/chosen",)
+    shared = ("_work/distractors/chosen", "near_duplicates")
     outputs = ("gallery", "images")
     _chosen: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _gone: pa.Array = field(default_factory=lambda: pa.array([], pa.string()), init=False, repr=False)
 
     def setup(self) -> None:
-        """Remember the distractors."""
+        """Remember the distractors, and the images that gave way to near-duplicates in other splits."""
         table = self.common["_work/distractors/chosen"]
         self._chosen = dict(zip(table["image_id"].to_pylist(), table["gallery_id"].to_pylist(), strict=True))
+        near = self.common["near_duplicates"]
+        self._gone = near.filter(near["rejected"])["image_id"].combine_chunks()
 
     def __call__(self, part: Part) -> StageResult:
         """The part's share of the galleries and images."""
         images = part.tables["_work/images/filtered"]
+        images = images.filter(pc.invert(pc.is_in(images["image_id"], value_set=self._gone)))
         splits: dict[str, str] = {}
         for row in part.tables["quadruples"].select(["split", "reference_id", "target_ids"]).to_pylist():
             splits |= dict.fromkeys([row["reference_id"], *row["target_ids"]], row["split"])

@@ -122,6 +122,19 @@ SPLITS = pa.schema(
         ),  # dev | test: where it is a distractor if it has no query
     ]
 )
+NEAR_DUPLICATES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # of the instance
+        pa.field("other_id", pa.string(), nullable=False),  # the nearest image of another instance
+        pa.field("other_instance_id", pa.string(), nullable=False),
+        pa.field("other_split", pa.string(), nullable=False),
+        pa.field("bits", pa.int32(), nullable=False),  # in which their perceptual hashes differ
+        pa.field("rejected", pa.bool_(), nullable=False),  # it gave way: the two would lie in two splits
+    ]
+)
+"""Images that show the same photo as an image of another instance."""
 DISTRACTORS = pa.schema(
     [
         pa.field("gallery_id", pa.string(), nullable=False),
@@ -169,6 +182,14 @@ REJECTS = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
+PROTOCOL = pa.schema(
+    [
+        pa.field("rule", pa.string(), nullable=False),
+        pa.field("value", pa.string(), nullable=False),
+    ]
+)
+"""How an imported benchmark is scored, where not as OACIRR is. A table, so that it counts for the content hash: equal
+queries under another protocol are another benchmark."""
 RANKINGS = pa.schema(
     [
         pa.field("query_id", pa.string(), nullable=False),
@@ -191,10 +212,12 @@ TABLES: dict[str, pa.Schema] = {
     "pairs": PAIRS,
     "groups": GROUPS,
     "splits": SPLITS,
+    "near_duplicates": NEAR_DUPLICATES,
     "distractors": DISTRACTORS,
     "quadruples": QUADRUPLES,
     "gallery": GALLERY,
     "rejects": REJECTS,
+    "protocol": PROTOCOL,
     "rankings": RANKINGS,
 }
 
@@ -209,10 +232,12 @@ REASONS = frozenset(
         "box_outside",
         # images and instances, while filtering
         "class_centric", "too_few_images",
+        # images between filtering and annotation, and their pairs
+        "near_duplicate_across_splits",
         # pairs
         "too_similar",
         # images and quadruples of a released benchmark
-        "missing_file", "missing_image", "target_is_reference",
+        "missing_file", "missing_image", "target_is_reference", "outside_protocol",
         # quadruples
         "no_box", "no_difference", "text_too_long", "text_names_instance", "no_text",
     }

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -126,6 +126,15 @@ def write_part(version_url: str, path: str, table: pa.Table) -> versions.FileEnt
     storage.write_bytes(storage.join(version_url, path), data)
     digest = hashlib.sha256(data).hexdigest()
     return versions.FileEntry(path=path, size_bytes=len(data), sha256=digest, rows=len(table))
+
+
+def read_parts(
+    version_url: str, table: str, parts: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table]:
+    """The parts of a table in order, one in memory at a time."""
+    for part in range(parts):
+        url = storage.join(version_url, part_path(table, part))
+        yield storage.read_table(url, list(columns) if columns else None)
 
 
 def prepare(stage: Stage, version_url: str) -> None:

@@ -105,7 +105,17 @@ def side(image_id: str, *, box: list[float] | None, brightness: float) -> dict[s
     return {"image_id": image_id, "box": box, "brightness": brightness, **measures}
 
 
-def annotate(splits: dict[str, str], max_words: int = 30) -> StageResult:
+NONE_NEAR = TABLES["near_duplicates"].empty_table()
+
+
+def gives_way(image_id: str, other_id: str) -> dict[str, Any]:
+    row = {"image_id": image_id, "instance_id": "d/i", "split": "train", "other_id": other_id}
+    return row | {"other_instance_id": "d/o", "other_split": "test", "bits": 2, "rejected": True}
+
+
+def annotate(
+    splits: dict[str, str], max_words: int = 30, near: list[dict[str, Any]] | None = None
+) -> StageResult:
     """Three images of one instance: dark with a box, bright with a box, bright without; all six pairs."""
     images = [
         side("d/i/0", box=[0, 0, 9, 9], brightness=0.1),
@@ -133,7 +143,10 @@ def annotate(splits: dict[str, str], max_words: int = 30) -> StageResult:
         {"instance_id": i, "domain": "d", "category": "c", "split": s, "gallery": "test"}
         for i, s in splits.items()
     ]
-    stage.common = {"splits": pa.Table.from_pylist(rows, TABLES["splits"])}
+    stage.common = {
+        "splits": pa.Table.from_pylist(rows, TABLES["splits"]),
+        "near_duplicates": pa.Table.from_pylist(near or [], TABLES["near_duplicates"]),
+    }
     stage.setup()
     return stage(
         Part(
@@ -172,6 +185,20 @@ def test_stage_gives_each_pair_a_quadruple_or_a_reason() -> None:
     )
 
 
+def test_pairs_of_an_image_that_gave_way_are_rejected_and_not_annotated() -> None:
+    stays = gives_way("d/i/0", "d/o/0") | {"rejected": False}
+    result = annotate({"d/i": "train"}, near=[gives_way("d/i/1", "d/o/7"), stays])
+    assert result.tables["quadruples"]["query_id"].to_pylist() == ["d/02"]
+    rejects = {r["key"]: (r["reason"], r["detail"]) for r in result.tables["rejects/annotate"].to_pylist()}
+    across = ("near_duplicate_across_splits", "d/i/1 and d/o/7")
+    assert {k: rejects[k] for k in ("d/01", "d/10", "d/12", "d/21")} == dict.fromkeys(
+        ("d/01", "d/10", "d/12", "d/21"), across
+    )
+    assert rejects["d/20"][0] == "no_box"
+    (account,) = (a.check() for a in result.accounts)
+    assert account.rejected == {"near_duplicate_across_splits": 4, "no_box": 1}
+
+
 def test_rules_hold_whoever_wrote_the_text() -> None:
     result = annotate({"d/i": "train"}, max_words=3)
     assert len(result.tables["quadruples"]) == 0
@@ -189,7 +216,10 @@ def test_a_text_that_names_the_instance_is_refused() -> None:
             ]
 
     stage = AnnotateStage("plain", THRESHOLDS, seed=0)
-    stage.common = {"splits": pa.table({"instance_id": ["d/red_kettle2"], "split": ["train"]})}
+    stage.common = {
+        "splits": pa.table({"instance_id": ["d/red_kettle2"], "split": ["train"]}),
+        "near_duplicates": NONE_NEAR,
+    }
     stage.setup()
     stage._writer = Namer()
     pairs = {"pair_id": ["d/1"], "domain": ["d"], "instance_id": ["d/red_kettle2"], "reference_id": ["a"]}

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from infra.base.command import Context, Outcome
 from infra.base.config import load_recipe
@@ -15,6 +18,7 @@ from pipelines.build import build
 from pipelines.config import BuildRecipe
 from pipelines.embed import embed
 from pipelines.gallery import gallery_hash
+from pipelines.verify import VerifyRecipe, verify
 from training.config import TrainRecipe
 
 
@@ -119,6 +123,64 @@ def test_galleries_hold_their_queries_and_strangers(built: tuple[Outcome, Versio
     images = {r["image_id"]: r["split"] for r in version.table("images").to_pylist()}
     assert set(images) == trained | {i for g in galleries.values() for i in g}
     assert {images[i] for i in strangers} == {"reserve"}
+
+
+@pytest.fixture(scope="module")
+def repeated(
+    photo_folder: Any, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> tuple[Path, Outcome, Version]:
+    """A build of photos of which every instance but the first of a domain holds the one before it, saved anew."""
+    root = photo_folder(instances=9, images=5)
+    for domain in ("toys", "cups"):
+        folders = sorted((root / domain).iterdir())
+        for before, here in itertools.pairwise(folders):
+            Image.open(before / "0.jpg").save(here / "again.jpg", quality=60)
+    return root, *run(recipe(root), tmp_path_factory.mktemp("repeated"))
+
+
+@pytest.mark.ray
+def test_near_duplicates_are_reported_and_none_lie_in_two_splits(
+    repeated: tuple[Path, Outcome, Version],
+) -> None:
+    """Against comparing all images that the benchmark uses with all."""
+    _, outcome, version = repeated
+    found = version.manifest.figures["near_duplicates"]
+    assert found["pairs"] >= 16  # eight a domain, and what blobs have in common by chance
+    gone = {r["image_id"] for r in version.table("near_duplicates").to_pylist() if r["rejected"]}
+    assert len(gone) == sum(found["images_rejected"].values()) > 0
+    assert set(found["images_rejected"]) <= {"train", "dev"}  # the test split keeps its images
+    rejects = version.table("rejects").to_pylist()
+    assert gone == {r["key"] for r in rejects if r["stage"] == "split"}
+    assert not gone & set(version.table("images")["image_id"].to_pylist())
+    assert any(line.startswith("near-duplicates: ") for line in outcome.details)
+    accounts = version.manifest.accounts
+    (split,), (gallery,), (filtered, *_) = accounts["split"], accounts["gallery"], accounts["filter"]
+    assert (split.taken_in, split.rejected) == (filtered.kept, {"near_duplicate_across_splits": len(gone)})
+    assert gallery.taken_in == filtered.kept + filtered.reserved - len(gone)
+
+    owner = {r["image_id"]: r["instance_id"] for r in version.table("instances").to_pylist()}
+    splits = {r["image_id"]: r["split"] for r in version.table("images").to_pylist()}
+    rows = [r for r in version.table("descriptors").to_pylist() if r["image_id"] in splits]
+    near = [
+        (a["image_id"], b["image_id"])
+        for a, b in itertools.combinations(rows, 2)
+        if owner[a["image_id"]] != owner[b["image_id"]]
+        and (a["phash"] ^ b["phash"]).bit_count() <= 8
+        and float(np.dot(a["descriptor"], b["descriptor"])) >= 0.9
+    ]
+    assert near
+    assert all(splits[a] == splits[b] for a, b in near)
+
+
+@pytest.mark.ray
+def test_the_layout_does_not_change_which_images_give_way(
+    repeated: tuple[Path, Outcome, Version], tmp_path: Path
+) -> None:
+    root, _, version = repeated
+    other = run(recipe(root, images_per_part=1, workers=2), tmp_path)[1]
+    assert other.table("near_duplicates").equals(version.table("near_duplicates"))
+    assert other.manifest.content_hash == version.manifest.content_hash
+    assert verify(VerifyRecipe(dataset=other.url), Context(root=str(tmp_path))).figures["faults"] == []
 
 
 @pytest.mark.ray
