@@ -164,7 +164,8 @@ def _sections(manifest: Manifest) -> Iterator[str]:
         yield ""
     if manifest.seconds:
         spent = "  ".join(f"{stage} {duration(s)}" for stage, s in manifest.seconds.items())
-        yield f"time: {spent}"
+        whole = "n/a" if manifest.wall_seconds is None else duration(manifest.wall_seconds)
+        yield f"time: {whole} for the run that finished it; summed over workers: {spent}"
         yield ""
     yield "recipe"
     yield from aligned([[f"  {key}", value] for key, value in flat(manifest.recipe).items()])

@@ -27,12 +27,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Interval:
-    """A named value with its interval, and marks to compare it with (name → value)."""
+    """A named value with its interval; None where it has none."""
 
     name: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, y_from_zero: bool = False) -> Markup:
@@ -83,15 +83,17 @@ def histogram(
 ) -> Markup:
     """Counts of finite values in equal bins, in the colour of the series with that number.
 
+    The axis starts at zero, so that values which hardly differ look so.
+
     Returns:
         SVG markup, empty without values.
     """
     finite = sorted(v for v in values if math.isfinite(v))
     if not finite:
         return Markup()
-    low, high = finite[0], finite[-1]
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
+    low, high = min(0.0, finite[0]), max(0.0, finite[-1])
+    if low == high:
+        high = 1.0
     counts = [0] * bins
     for value in finite:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
@@ -129,7 +131,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *
     """
     if not rows:
         return Markup()
-    top = max(v.high for _, values in rows for v in values)
+    top = max(v.value if v.high is None else v.high for _, values in rows for v in values)
     x_ticks = ticks(0.0, max(top, 1e-9))
     pitch = 22.0
     height = TOP + BOTTOM + sum(pitch * len(values) + 14 for _, values in rows)
@@ -138,14 +140,16 @@ def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *
     for name, values in rows:
         heads.append((y + pitch * len(values) / 2, name))
         for index, value in enumerate(values):
+            low, high = (value.value if end is None else end for end in (value.low, value.high))
+            between = "no interval" if value.low is None else f"{low:.1f} to {high:.1f}"
             marks.append(
                 {
                     "colour": index % SERIES_COLOURS,
                     "y": y + pitch / 2,
                     "value": frame.x(value.value),
-                    "low": frame.x(value.low),
-                    "high": frame.x(value.high),
-                    "says": f"{name}, {value.name}: {value.value:.1f} ({value.low:.1f} to {value.high:.1f})",
+                    "low": frame.x(low),
+                    "high": frame.x(high),
+                    "says": f"{name}, {value.name}: {value.value:.1f} ({between})",
                     "label": f"{value.value:.1f}",
                 }
             )

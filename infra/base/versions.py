@@ -7,8 +7,9 @@ import datetime
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -58,7 +59,9 @@ class Manifest(Config):
     code_version: str
     created_at: str
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Wall seconds of each stage, summed over the runs that made it."""
+    """Seconds of each stage, summed over its parallel workers and over the runs that made it."""
+    wall_seconds: float | None = None
+    """From the start to the end of the run that finished it; null in versions that earlier code made."""
     accounts: dict[str, list[Account]] = Field(default_factory=dict)
     """Per stage."""
     figures: dict[str, Any] = Field(default_factory=dict)
@@ -110,6 +113,8 @@ class Draft:
     key: str
     recipe: dict[str, Any]
     finished: Manifest | None
+    began: float = field(default_factory=time.monotonic)
+    """When this run started on it, on the clock `time.monotonic`."""
 
     def path(self, *parts: str) -> str:
         """The URL of something inside."""
@@ -141,6 +146,7 @@ class Draft:
             code_version=code_version(),
             created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             seconds={k: round(v, 3) for k, v in (seconds or {}).items()},
+            wall_seconds=round(time.monotonic() - self.began, 3),
             accounts={stage: [a.check() for a in items] for stage, items in (accounts or {}).items()},
             figures=dict(figures or {}),
         )

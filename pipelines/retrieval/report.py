@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any
 
 from infra.base import charts, storage
@@ -97,7 +98,7 @@ def _headline_chart(compared: Sequence[Compared]) -> str:
     rows = []
     for metric in HEADLINE:
         measures = [(one.label, one.figures["overall"]["metrics"][metric]) for one in compared]
-        rows.append((metric, [charts.Interval(n, m["value"], *_interval(m)) for n, m in measures]))
+        rows.append((metric, [charts.Interval(n, m["value"], m["low"], m["high"]) for n, m in measures]))
     return charts.interval_chart("Mean over the domains", rows, x="percent of queries, with 95 % interval")
 
 
@@ -111,7 +112,7 @@ def _headline(compared: Sequence[Compared]) -> dict[str, Any]:
             {
                 "name": one.label,
                 "kind": "model",
-                "cells": [_cell(measures[m], one.label in best[m]) for m in HEADLINE],
+                "cells": [_cell(measures[m], one.label == best[m]) for m in HEADLINE],
             }
         )
         for kind, words in (("text_only", "text only"), ("reference_only", "reference only")):
@@ -131,7 +132,7 @@ def _by_domain(compared: Sequence[Compared]) -> list[dict[str, Any]]:
             {
                 "name": one.label,
                 "cells": [
-                    _cell(one.figures["domains"][name]["metrics"][m], one.label in best[m]) for m in HEADLINE
+                    _cell(one.figures["domains"][name]["metrics"][m], one.label == best[m]) for m in HEADLINE
                 ],
                 "blind": [
                     " / ".join(
@@ -187,25 +188,41 @@ def _training_charts(compared: Sequence[Compared]) -> list[str]:
 
 def _beta_charts(compared: Sequence[Compared]) -> list[str]:
     return [
-        charts.histogram(f"β of {one.label} over the queries", one.betas, x="β", y="queries", colour=i)
+        charts.histogram(
+            f"β of {one.label} over the queries: mean {fmean(one.betas):.3g}, standard deviation"
+            f" {pstdev(one.betas):.2g}",
+            one.betas,
+            x="β",
+            y="queries",
+            colour=i,
+        )
         for i, one in enumerate(compared)
         if one.betas
     ]
 
 
-def _seconds(root: str, dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str, str]]:
-    """Rows (what, stage, time) of every version the page rests on."""
-    rows = [("benchmark", stage, s) for stage, s in in_order(dataset.manifest.seconds)]
+def _seconds(root: str, dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str, str, str]]:
+    """Rows (what, stage, wall time, workers' time) of every version the page rests on."""
+    rows = [("benchmark", "all of it", _time(dataset.manifest.wall_seconds), "")]
+    world = dataset.manifest.parents.get("world")
+    rendered = [v for v in list_versions(root, "datasets") if v.manifest.content_hash == world]
+    for version in (*rendered[:1], dataset):
+        rows += [("benchmark", stage, "", _time(s)) for stage, s in in_order(version.manifest.seconds)]
     stores = {one.evaluation.manifest.parents.get("features") for one in compared}
     for version in list_versions(root, "features"):
         if version.manifest.content_hash in stores:
-            rows += [("features", stage, s) for stage, s in version.manifest.seconds.items()]
+            rows.append(("features", "embed", _time(version.manifest.wall_seconds), ""))
     for one in compared:
-        if one.run is not None:
-            rows += [(one.label, stage, s) for stage, s in one.run.manifest.seconds.items()]
-        seconds = one.evaluation.manifest.seconds
-        rows.append((one.label, "evaluate", sum(seconds.values())))
-    return [(what, stage, f"{s:.1f} s" if s < 10 else duration(s)) for what, stage, s in rows]
+        for verb, made in (("train", one.run), ("evaluate", one.evaluation)):
+            if made is not None:
+                rows.append((one.label, verb, _time(made.manifest.wall_seconds), ""))
+    return rows
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "n/a"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _provenance(dataset: Version, compared: Sequence[Compared]) -> list[tuple[str, str]]:
@@ -226,24 +243,33 @@ def _provenance(dataset: Version, compared: Sequence[Compared]) -> list[tuple[st
     return rows
 
 
-def _best(compared: Sequence[Compared], part: Any) -> dict[str, set[str]]:
-    """Metric → labels of the models with the highest value; nobody is best where all are equal."""
-    best = {}
-    for metric in HEADLINE:
-        values = {one.label: round(part(one)["metrics"][metric]["value"], 1) for one in compared}
-        top = max(values.values())
-        best[metric] = {label for label, v in values.items() if v == top and min(values.values()) < top}
-    return best
+def _best(compared: Sequence[Compared], part: Any) -> dict[str, str | None]:
+    """Metric → label of the model that is best beyond doubt: see `clear_best`."""
+    return {
+        metric: clear_best({one.label: part(one)["metrics"][metric] for one in compared})
+        for metric in HEADLINE
+    }
+
+
+def clear_best(measures: Mapping[str, Mapping[str, float | None]]) -> str | None:
+    """The model whose interval lies above chance and above the intervals of all others; None where there is none.
+
+    Args:
+        measures: label → a metric's figures (`summary.figures`); with one model nothing is compared.
+    """
+    for label, own in measures.items():
+        others = [other["high"] for name, other in measures.items() if name != label]
+        low = own["low"]
+        if not others or low is None or low <= (own["chance"] or 0.0):
+            continue
+        if all(high is not None and low > high for high in others):
+            return label
+    return None
 
 
 def _cell(measure: dict[str, Any], best: bool) -> dict[str, Any]:
-    interval = "" if measure["low"] is None else f"{measure['low']:.1f} – {measure['high']:.1f}"
+    interval = "n/a" if measure["low"] is None else f"{measure['low']:.1f} – {measure['high']:.1f}"
     return {"value": f"{measure['value']:.1f}", "interval": interval, "best": best}
-
-
-def _interval(measure: dict[str, Any]) -> tuple[float, float]:
-    value = measure["value"]
-    return (value, value) if measure["low"] is None else (measure["low"], measure["high"])
 
 
 def _dev(dev: dict[str, list[Any]], metric: str) -> list[tuple[float, float]]:

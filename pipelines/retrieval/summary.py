@@ -112,7 +112,7 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     if alone:
         said.append(
             f"no blind baselines and no interval in {', '.join(alone)}: all queries are of one instance"
-            + ("; the interval over all is too narrow" if len(data["domains"]) > 1 else "")
+            + ("; the interval over all is too narrow" if len(alone) < len(data["domains"]) else "")
         )
     said += [f"domain {name} is absent: {why}" for name, why in data.get("absent", {}).items()]
     return [*said, *data.get("dataset", {}).get("notes", [])]
@@ -175,7 +175,7 @@ def _measure(
     low: float | None = None
     high: float | None = None
     # One instance resampled is always itself: an interval of no width would claim certainty.
-    if len(results) > 1 or len(set(clusters)) > 1:
+    if any(len(set(r.task.queries.instance_ids)) > 1 for r in results):
         low, high = cluster_bootstrap(values, clusters, samples, seed, strata)
     low_by_query, high_by_query = cluster_bootstrap(values, None, samples, seed, strata)
     return {

@@ -75,7 +75,24 @@ def test_histogram_counts_every_finite_value_once() -> None:
 
 def test_a_single_value_has_a_histogram() -> None:
     chart = parsed(histogram("β", [1.0, 1.0], x="β", y="queries", bins=2))
-    assert [b.findtext("title") for b in chart.iter("rect")] == ["1 to 1.5: 2"]
+    assert [b.findtext("title") for b in chart.iter("rect")] == ["0.5 to 1: 2"]
+    chart = parsed(histogram("β", [0.0], x="β", y="queries", bins=2))
+    assert [b.findtext("title") for b in chart.iter("rect")] == ["0 to 0.5: 1"]
+
+
+def test_values_that_hardly_differ_look_so() -> None:
+    chart = parsed(histogram("β", [19.98, 20.0, 20.01], x="β", y="queries", bins=30))
+    (bar,) = chart.iter("rect")  # one thirtieth of an axis from 0 to 20
+    assert float(bar.get("width", 0)) < 20
+    negative = parsed(histogram("x", [-1.0, 1.0], x="x", y="y", bins=2))
+    assert [b.findtext("title") for b in negative.iter("rect")] == ["-1 to 0: 1", "0 to 1: 1"]
+
+
+def test_a_value_without_an_interval_has_a_dot_and_says_so() -> None:
+    chart = parsed(interval_chart("M", [("R@1", [Interval("a", 40, None, None)])], x="percent"))
+    assert "R@1, a: 40.0 (no interval)" in next(chart.iter("svg")).get("aria-label", "")
+    whisker = next(e for e in chart.iter("line") if e.get("class") == "whisker")
+    assert whisker.get("x1") == whisker.get("x2") == next(chart.iter("circle")).get("cx")
 
 
 def test_intervals_say_value_and_bounds_in_the_text_for_screen_readers() -> None:

@@ -39,6 +39,8 @@ def test_a_version_is_invisible_until_its_manifest_is_written(tmp_path: Path) ->
         versions.open_version(half.url)
     version = finish(tmp_path)
     assert draft(tmp_path).finished == version.manifest
+    assert version.manifest.wall_seconds is not None
+    assert version.manifest.wall_seconds >= 0
     assert version.table("rows")["a"].to_pylist() == [1, 2, 3]
     assert version.manifest.files[1].sha256 == storage.sha256_of(version.path("rows/part-00001.parquet"))
 

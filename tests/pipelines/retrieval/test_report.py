@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infra.base import storage, versions
@@ -17,7 +18,7 @@ from infra.base.errors import OacirError
 from pipelines.retrieval.config import EvaluateRecipe, ReportRecipe
 from pipelines.retrieval.evaluate import evaluate
 from pipelines.retrieval.examples import draw
-from pipelines.retrieval.report import report
+from pipelines.retrieval.report import clear_best, report
 
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil.example/a.png> \' onload=x'
 
@@ -124,6 +125,15 @@ def test_figures_curves_and_accounts_are_on_the_page(evaluated: Context) -> None
     assert all(title in words for title in titles)
     assert "Without modulation (β = 0): β = 0." in words
     assert figures["domains"]["car"]["gallery"]["hash"] in words
+    dataset = versions.resolve(evaluated.root, "datasets", "benchmark").manifest
+    assert f"benchmark all of it {dataset.wall_seconds:.1f} s" in words
+    assert "benchmark collect 1.5 s" in words  # of the workers
+    betas = [
+        row["beta"][0]
+        for row in versions.resolve(evaluated.root, "evaluations", "adafocal").table("rankings").to_pylist()
+        if row["beta"] is not None
+    ]
+    assert f"mean {np.mean(betas):.3g}, standard deviation {np.std(betas):.2g}" in words
     curves = [p for p in page.all("path") if "curve" in str(p.get("class"))]
     # loss of both, β of one, three dev recalls of both
     assert Counter(str(c["class"]) for c in curves) == {"curve series-0": 5, "curve series-1": 4}
@@ -172,6 +182,27 @@ def test_where_the_page_goes(evaluated: Context, tmp_path: Path) -> None:
     planned = report(recipe.model_copy(update={"name": "planned"}), Context(root, dry_run=True))
     assert "would write" in planned.message
     assert not Path(root, "reports", "planned.html").exists()
+
+
+def measured(low: float | None, high: float | None, chance: float = 5.0) -> dict[str, float | None]:
+    return {"value": 20.0, "low": low, "high": high, "chance": chance}
+
+
+@pytest.mark.parametrize(
+    ("measures", "best"),
+    [
+        ({"a": measured(10, 20), "b": measured(21, 30)}, "b"),
+        ({"a": measured(10, 20), "b": measured(19, 30)}, None),  # the intervals overlap
+        ({"a": measured(0, 1), "b": measured(2, 4)}, None),  # apart, but below chance
+        ({"a": measured(10, 20), "b": measured(21, 30), "c": measured(25, 40)}, None),
+        ({"a": measured(10, 20), "b": measured(None, None)}, None),
+        ({"a": measured(10, 20)}, None),  # nothing to compare with
+    ],
+)
+def test_bold_is_who_is_best_beyond_doubt(
+    measures: dict[str, dict[str, float | None]], best: str | None
+) -> None:
+    assert clear_best(measures) == best
 
 
 def test_labels_are_one_for_each_evaluation() -> None:

@@ -100,6 +100,17 @@ def test_notes_say_what_is_missing() -> None:
     assert data["overall"]["metrics"]["R@1"]["text_only"] is None
 
 
+def test_no_interval_over_all_where_every_domain_has_one_instance() -> None:
+    """One instance resampled is always itself: the interval would have no width."""
+    alone = [result(d, [(d, 1, 1), (d, rank, 1)]) for d, rank in (("nyala", 2), ("video", 1))]
+    data = summary.figures(alone, samples=100, seed=0)
+    measure = data["overall"]["metrics"]["R@1"]
+    assert (measure["low"], measure["high"]) == (None, None)
+    assert summary.with_interval(measure) == "75.0 (n/a)"
+    mixed = summary.figures([CAR, MUG], samples=100, seed=0)["overall"]["metrics"]["R@1"]
+    assert mixed["low"] < mixed["value"] < mixed["high"]
+
+
 def test_a_hundred_queries_are_enough() -> None:
     many = result("car", [(f"i{n % 9}", 1, 1) for n in range(100)])
     data = summary.figures([many], samples=100, seed=0)
