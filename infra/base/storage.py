@@ -292,12 +292,34 @@ def sha256_of(url: str) -> str:
 
 
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
-    """One parquet file as an Arrow table."""
+    """One parquet file as an Arrow table, with these columns in this order.
+
+    No thread of Arrow's may ever hold a Python object here: one that lets go of it while the interpreter ends kills the
+    process ("terminate called without an active exception"), even of a command that had said its error already. So a
+    local file is opened by Arrow itself, and one on S3 is read in the calling thread alone.
+
+    Raises:
+        OacirError: nothing lies there, it is no parquet file, or a column is missing.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     filesystem_, path = filesystem(url)
-    with filesystem_.open(path, "rb") as stream:
-        return pq.read_table(stream, columns=columns)
+    try:
+        with (
+            filesystem_.open(path, "rb") if is_s3(url) else pa.OSFile(path) as source,
+            pq.ParquetFile(source, pre_buffer=False) as file,
+        ):
+            table = file.read(columns, use_threads=not is_s3(url))
+            return table if columns is None else table.select(columns)
+    except OSError as error:
+        raise OacirError(
+            f"{url}: cannot be read ({error.strerror or error}); check the path and access"
+        ) from error
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise OacirError(
+            f"{url}: no table as expected ({' '.join(str(error).split())}); make it again"
+        ) from error
 
 
 def write_table(url: str, table: pa.Table) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,45 @@ def test_a_run_of_bytes_inside_a_file_is_read_by_itself(place: str) -> None:
         storage.read_bytes(storage.byte_range(url, 8, 4))
     with pytest.raises(OacirError, match="cannot be read"):
         storage.read_bytes(storage.byte_range(storage.join(place, "absent.tar"), 0, 4))
+
+
+def test_a_table_is_read_with_the_columns_and_in_the_order_asked_for(place: str) -> None:
+    url = storage.join(place, "kind=x", "t.parquet")
+    table = pa.table({"a": [1, 2], "b": [[1.0, 2.0], None], "c": [{"x": 1}, {"x": 2}]})
+    storage.write_table(url, table)
+    assert storage.read_table(url) == table
+    assert storage.read_table(url, ["c", "b"]) == table.select(["c", "b"])
+    with pytest.raises(OacirError, match=r"t\.parquet: no table as expected"):
+        storage.read_table(url, ["a", "d"])
+    storage.write_bytes(url, b"no parquet")
+    with pytest.raises(OacirError, match=r"t\.parquet: no table as expected"):
+        storage.read_table(url)
+    with pytest.raises(OacirError, match=r"absent\.parquet: cannot be read"):
+        storage.read_table(storage.join(place, "absent.parquet"))
+
+
+def test_no_thread_of_arrow_holds_a_python_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lets go of it while the interpreter ends aborts the process: about one command in twenty under load."""
+    file = tmp_path / "t.parquet"
+    table = pa.table({"a": list(range(50_000)), "b": [str(i) for i in range(50_000)]})
+    storage.write_table(str(file), table)
+    readers: set[int] = set()
+
+    class Stream(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    class Cloud:
+        def open(self, path: str, mode: str) -> Stream:
+            return Stream(file.read_bytes())
+
+    monkeypatch.setattr(storage, "filesystem", lambda url: (Cloud(), str(file)))
+    assert storage.read_table("s3://bucket/t.parquet") == table
+    assert readers == {threading.get_ident()}
+    readers.clear()
+    assert storage.read_table(str(file)) == table
+    assert not readers  # Arrow opened it by itself
 
 
 def test_files_come_and_go_without_passing_through_memory(place: str, tmp_path: Path) -> None:
