@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 SOURCES := infra pipelines training tuning benchmarks tests
 
-.PHONY: demo test check lint types layers bench drills clean help
+.PHONY: demo test check lint types layers mutations bench drills clean help
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ types: .venv
 
 layers: .venv
 	$(BIN)/lint-imports --no-logo
+
+mutations: .venv  ## plants known mistakes one at a time and names the test that catches each
+	$(BIN)/python tests/mutations.py
 
 bench: .venv  ## speed and memory, results into benchmarks/results/
 	$(BIN)/python -m benchmarks.demo

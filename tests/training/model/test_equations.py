@@ -143,7 +143,7 @@ def tokens_of(model: AdaFocalModel, seed: int, dtype: torch.dtype) -> tuple[Tens
     return reference_tokens, model.encode_pixels(inputs.target_pixels.to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_image_tokens(seed, dtype):
     found = tokens_of(build("none", "released", seed, dtype), seed, dtype)
@@ -159,7 +159,7 @@ def test_patch_masks(case):
         assert torch.equal(regions(case, seed).double(), wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(("modulation", "bias_scale", "case", "seed"), VARIANTS)
 def test_from_pixels_to_the_loss(modulation, bias_scale, case, seed, attention, dtype):
@@ -184,7 +184,7 @@ def test_from_pixels_to_the_loss(modulation, bias_scale, case, seed, attention, 
             assert_close(ours, theirs, close, "cross-attention")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("modulation", "bias_scale", "case", "seed"), VARIANTS)
 def test_gradients(modulation, bias_scale, case, seed, dtype):
     """Of every trained parameter; None where, and only where, the reference has none (the idle CAAM)."""

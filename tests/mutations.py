@@ -1,0 +1,444 @@
+"""Mutation proof: plants one mistake at a time in a copy of the sources and shows the test that catches it.
+
+python tests/mutations.py [--only TEXT] [--list]
+
+A mistake is a text of one file that is replaced by another; one whose text is no longer there exactly once is stale and
+has to be brought up to date. The tests run without the shared data: what they prove a bare clone proves. Exit code 1
+if a mistake survives, is stale, or only breaks what it touches instead of failing an assertion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("infra", "pipelines", "training", "tuning", "tests", "pyproject.toml")
+
+EQUATIONS = "tests/training/model/test_equations.py"
+DISTRIBUTED = "tests/training/test_distributed.py"
+REGIONS = "tests/training/model/test_regions.py"
+METRICS = "tests/training/test_metrics.py"
+ENGINE = "tests/pipelines/retrieval/test_engine.py"
+
+ADAFOCAL = "training/model/adafocal.py"
+CAAM = "training/model/caam.py"
+QFORMER = "training/model/qformer.py"
+NAMES = "training/model/convert/names.py"
+VISION = "training/model/vision.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake: in `file` the text `old`, which is there exactly once, becomes `new`; `tests` have to notice."""
+
+    mistake: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = (EQUATIONS,)
+
+
+MUTATIONS = (
+    # The bias
+    Mutation(
+        "bias before and after the scaling swapped",
+        CAAM,
+        'if config.bias_scale == "paper":',
+        'if config.bias_scale != "paper":',
+    ),
+    Mutation(
+        "class token biased",
+        "training/model/regions.py",
+        "    return torch.cat([torch.zeros(1), mask.flatten()])",
+        "    return torch.cat([mask.max().view(1), mask.flatten()])",
+    ),
+    Mutation(
+        "bias in the CAAM pass",
+        CAAM,
+        'fusion(self.probe_tokens, text, image, read="queries")',
+        "fusion(self.probe_tokens, text, image, "
+        'attention_bias(patch_mask.new_ones(len(patch_mask), 1), patch_mask, self.config), "queries")',
+    ),
+    Mutation(
+        "bias in the target pass",
+        ADAFOCAL,
+        'image_memory(tokens, self.vision_norm), read="queries")',
+        "image_memory(tokens, self.vision_norm), "
+        '(torch.arange(tokens.shape[1]) > 4).to(tokens.dtype)[None, None, None], "queries")',
+    ),
+    Mutation(
+        "bias in the first cross-attention alone",
+        QFORMER,
+        "rows = layer(rows, layout, image, bias, ",
+        "rows = layer(rows, layout, image, bias if index == 0 else None, ",
+    ),
+    Mutation(
+        "a missing box of a mixed batch taken for the whole image",
+        CAAM,
+        "bias = beta[:, None, :, None] * patch_mask",
+        "patch_mask = torch.where(patch_mask.any(1, keepdim=True), patch_mask, "
+        "(torch.arange(patch_mask.shape[1]) > 0).to(patch_mask.dtype))\n"
+        "    bias = beta[:, None, :, None] * patch_mask",
+    ),
+    Mutation(
+        "CAAM runs without any box",
+        ADAFOCAL,
+        "if not (bool(patch_mask.any()) if modulate is None else modulate):",
+        "if modulate is not None and not modulate:",
+    ),
+    Mutation(
+        "vector β averaged over the queries",
+        CAAM,
+        "bias = beta[:, None, :, None] * patch_mask",
+        "bias = beta.mean(-1, keepdim=True)[:, None, :, None] * patch_mask",
+    ),
+    Mutation(
+        "patches cut at the box's lower right edge",
+        "training/model/regions.py",
+        "right, bottom = (min(math.ceil(v / patch_size), grid) for v in box[2:])",
+        "right, bottom = (min(math.floor(v / patch_size), grid) for v in box[2:])",
+        (EQUATIONS, REGIONS),
+    ),
+    Mutation(
+        "moved boxes rounded instead of truncated",
+        "training/model/regions.py",
+        "return float(int(x1)), float(int(y1)), float(int(x2)), float(int(y2))",
+        "return float(round(x1)), float(round(y1)), float(round(x2)), float(round(y2))",
+        (REGIONS,),
+    ),
+    # The contextual reasoning module
+    Mutation("CRM pre-norm", CAAM, "batch_first=True", "batch_first=True, norm_first=True"),
+    Mutation("CRM with GELU", CAAM, "batch_first=True", 'batch_first=True, activation="gelu"'),
+    Mutation("CRM reads a probe instead of [CLS]", CAAM, "probes], dim=1))[:, 0]", "probes], dim=1))[:, 1]"),
+    Mutation(
+        "no softplus", CAAM, "return F.softplus(self.output_head(pooled))", "return self.output_head(pooled)"
+    ),
+    # LayerNorms
+    Mutation(
+        "eps of the ViT",
+        VISION,
+        "    tower = Blip2VisionModel(config)",
+        "    config.layer_norm_eps = 1e-5\n    tower = Blip2VisionModel(config)",
+    ),
+    Mutation(
+        "eps behind the ViT",
+        "training/model/config.py",
+        "vision_norm_eps: float = 1e-5",
+        "vision_norm_eps: float = 1e-6",
+    ),
+    Mutation(
+        "eps of the Q-Former's embeddings",
+        QFORMER,
+        "self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)",
+        "self.layernorm = nn.LayerNorm(config.hidden_size, eps=1e-6)",
+    ),
+    Mutation(
+        "eps of the Q-Former's layers",
+        QFORMER,
+        "self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)",
+        "self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=1e-6)",
+    ),
+    Mutation("eps of the CRM", CAAM, "batch_first=True", "batch_first=True, layer_norm_eps=1e-6"),
+    Mutation(
+        "a second LayerNorm behind the ViT",
+        VISION,
+        "    tower.post_layernorm = nn.Identity()",
+        "    tower.post_layernorm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)",
+    ),
+    # Tower
+    Mutation(
+        "q_bias dropped in the conversion",
+        NAMES,
+        "joined = torch.cat([query, torch.zeros_like(query), value])",
+        "joined = torch.cat([torch.zeros_like(query), torch.zeros_like(query), value])",
+    ),
+    Mutation(
+        "v_bias in the keys' place",
+        NAMES,
+        "joined = torch.cat([query, torch.zeros_like(query), value])",
+        "joined = torch.cat([query, value, torch.zeros_like(query)])",
+    ),
+    Mutation(
+        "tanh GELU in the ViT",
+        VISION,
+        "    tower = Blip2VisionModel(config)",
+        '    config.hidden_act = "gelu_pytorch_tanh"\n    tower = Blip2VisionModel(config)',
+    ),
+    # Q-Former
+    Mutation(
+        "tanh GELU in the Q-Former",
+        QFORMER,
+        "return F.gelu(self.dense(states))",
+        'return F.gelu(self.dense(states), approximate="tanh")',
+    ),
+    Mutation(
+        "text positions offset",
+        QFORMER,
+        "positions = torch.arange(input_ids.shape[1], device=input_ids.device)",
+        "positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)",
+    ),
+    Mutation(
+        "text mask ignored",
+        "training/model/packing.py",
+        "mask = torch.where(everything, 0.0, PADDED_KEY)",
+        "mask = torch.where(everything, 0.0, 0.0)",
+    ),
+    Mutation(
+        "queries take the text's feed-forward",
+        QFORMER,
+        "self.output_query(self.intermediate_query(rows), rows)",
+        "self.output(self.intermediate(rows), rows)",
+    ),
+    Mutation(
+        "value bias left out of the cross-attention",
+        QFORMER,
+        "value_shift = (self.value.weight @ shift + self.value.bias)",
+        "value_shift = (self.value.weight @ shift)",
+    ),
+    Mutation(
+        "shift of the LayerNorm behind the ViT left out of the values",
+        QFORMER,
+        "value_shift = (self.value.weight @ shift + self.value.bias)",
+        "value_shift = (self.value.bias + 0 * shift.sum())",
+    ),
+    Mutation(
+        "query vector read at the second text token",
+        "training/model/packing.py",
+        "first_text = batch * queries + lengths.cumsum(0) - lengths",
+        "first_text = batch * queries + lengths.cumsum(0) - lengths + 1",
+    ),
+    # Scores and loss
+    Mutation(
+        "query vector not of unit length",
+        ADAFOCAL,
+        "embedding = F.normalize(self.text_projection(hidden), dim=-1)",
+        "embedding = self.text_projection(hidden)",
+    ),
+    Mutation(
+        "target vectors through the text projection",
+        ADAFOCAL,
+        "F.normalize(self.vision_projection(hidden), dim=-1)",
+        "F.normalize(self.text_projection(hidden), dim=-1)",
+    ),
+    Mutation(
+        "mean instead of max over the target tokens",
+        "training/scoring.py",
+        "per_target).max(dim=-1).values)",
+        "per_target).mean(dim=-1))",
+    ),
+    Mutation(
+        "temperature multiplied",
+        "training/losses.py",
+        "    return F.cross_entropy(similarity / temperature, labels)",
+        "    return F.cross_entropy(similarity * temperature, labels)",
+    ),
+    Mutation(
+        "loss in both directions",
+        "training/losses.py",
+        "    return F.cross_entropy(similarity / temperature, labels)",
+        "    return (F.cross_entropy(similarity / temperature, labels)\n"
+        "            + F.cross_entropy(similarity.T / temperature, labels)) / 2",
+    ),
+    # Training on several workers
+    Mutation(
+        "gather differentiable in its own block only",
+        "training/distributed.py",
+        "        dist.all_reduce(total)\n",
+        "",
+        (DISTRIBUTED,),
+    ),
+    Mutation(
+        "gradients averaged over the workers once too often",
+        "training/task.py",
+        "loss_sum * (world_size / batch.total)",
+        "loss_sum * (1 / batch.total)",
+        (DISTRIBUTED,),
+    ),
+    Mutation(
+        "repeated targets mixed up",
+        "training/task.py",
+        "targets = distinct[batch.target_index]",
+        "targets = distinct[batch.target_index.sort().values]",
+        (DISTRIBUTED,),
+    ),
+    # Evaluation
+    Mutation(
+        "reference kept in the ranking",
+        "training/metrics.py",
+        " - int(reference >= 0 and ahead[reference])",
+        "",
+        (METRICS,),
+    ),
+    Mutation(
+        "reference kept among the shown candidates",
+        "pipelines/retrieval/engine.py",
+        "kept = order[order != removed][:top_k]",
+        "kept = order[:top_k]",
+        (ENGINE,),
+    ),
+    Mutation(
+        "dropout left on in the evaluation",
+        "pipelines/retrieval/engine.py",
+        "self.model = model.eval().to(self.device)",
+        "self.model = model.train().to(self.device)",
+        (ENGINE,),
+    ),
+)
+
+
+def apply(mutation: Mutation, root: Path) -> str:
+    """The file's text with the mistake in it.
+
+    Raises:
+        ValueError: the text to replace is not there exactly once, or nothing would change.
+    """
+    text = (root / mutation.file).read_text()
+    count = text.count(mutation.old)
+    if count != 1 or mutation.old == mutation.new:
+        raise ValueError(
+            f"{mutation.mistake!r} is stale: its text is {count} times in {mutation.file}, has to be there once; bring "
+            "the snippet in tests/mutations.py up to date"
+        )
+    return text.replace(mutation.old, mutation.new)
+
+
+class Failure(NamedTuple):
+    """A test that failed, and the type of what it raised."""
+
+    test: str
+    kind: str
+
+    @property
+    def judged(self) -> bool:
+        """An assertion, not something that broke on the way to it."""
+        return self.kind in ("AssertionError", "Failed")
+
+
+class Outcome(NamedTuple):
+    """Of one pytest run."""
+
+    exit_code: int
+    failures: list[Failure]
+    seconds: float
+
+
+def run_tests(copy: Path, tests: tuple[str, ...], folder: Path) -> Outcome:
+    """Run tests of the copy in a forked process, so that torch is imported once for all of them."""
+    began = time.perf_counter()
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    process = multiprocessing.get_context("fork").Process(target=_child, args=(copy, tests, folder))
+    process.start()
+    process.join()
+    if not report.is_file():
+        return Outcome(process.exitcode or 1, [], time.perf_counter() - began)
+    found = json.loads(report.read_text())
+    return Outcome(
+        found["exit_code"], [Failure(*pair) for pair in found["failures"]], time.perf_counter() - began
+    )
+
+
+def _child(copy: Path, tests: tuple[str, ...], folder: Path) -> None:
+    import pytest
+
+    class Recorder:
+        failures: list[tuple[str, str]] = []  # noqa: RUF012  # one run per process
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(self, item: Any, call: Any) -> Any:
+            result = yield
+            if result.failed and call.excinfo is not None:
+                self.failures.append((item.nodeid, call.excinfo.typename))
+            return result
+
+    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(copy)
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(copy))
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy), "OACIR_SHARED_DIR": str(folder / "none")}
+    os.environ.pop("OACIR_GOLDEN_DIR", None)
+    recorder = Recorder()
+    code = pytest.main(
+        ["-q", "--maxfail=3", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[recorder]
+    )
+    content = {"exit_code": int(code), "failures": recorder.failures}
+    (folder / "report.json").write_text(json.dumps(content))
+
+
+def verdict(outcome: Outcome) -> str:
+    """The table's last column; "survived" and "broke" are failures of the proof."""
+    judged = [failure for failure in outcome.failures if failure.judged]
+    if judged:
+        return judged[0].test.split("/")[-1]
+    if outcome.exit_code == 0:
+        return "SURVIVED"
+    return f"BROKE: {outcome.failures[0].kind if outcome.failures else 'no test ran'}"
+
+
+def main() -> int:
+    """Plant every mistake in turn; 0 if each is caught by an assertion."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", default="", metavar="TEXT", help="mistakes whose name holds TEXT")
+    parser.add_argument("--list", action="store_true", help="name the mistakes and stop")
+    options = parser.parse_args()
+    chosen = [m for m in MUTATIONS if options.only in m.mistake]
+    if options.list:
+        sys.stdout.writelines(f"{m.mistake} ({m.file})\n" for m in chosen)
+        return 0
+    # once for all forks; nothing of the project, which they import from the copy
+    import pytest  # noqa: F401
+    import torch
+    from transformers import Blip2VisionModel, CLIPVisionModel  # noqa: F401
+
+    torch.set_num_threads(1)
+    survivors = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder, copy = Path(name), Path(name) / "copy"
+        for part in COPIED:
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / part)
+        everything = tuple(dict.fromkeys(test for m in chosen for test in m.tests))
+        clean = run_tests(copy, everything, folder)
+        if clean.exit_code != 0:
+            sys.stdout.write((folder / "log.txt").read_text()[-3000:])
+            sys.stdout.write("the tests fail without any mistake: nothing can be shown\n")
+            return 1
+        sys.stdout.write(
+            f"| mistake | caught by |\n|---|---|\n| none ({clean.seconds:.0f} s) | nothing, as it has to be |\n"
+        )
+        for mutation in chosen:
+            path = copy / mutation.file
+            original = path.read_text()
+            try:
+                path.write_text(apply(mutation, copy))
+            except ValueError as stale:
+                found, survived = f"STALE: {stale}", True
+            else:
+                outcome = run_tests(copy, mutation.tests, folder)
+                found = verdict(outcome)
+                survived = found.startswith(("SURVIVED", "BROKE"))
+            path.write_text(original)
+            survivors += survived
+            sys.stdout.write(f"| {mutation.mistake} | {found} |\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen) - survivors} of {len(chosen)} mistakes are caught\n")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
