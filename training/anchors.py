@@ -58,14 +58,19 @@ class Anchors:
 
 
 def anchors_of(rows: Iterable[Mapping[str, Any]], sizes: Mapping[str, tuple[int, int]]) -> list[Anchor]:
-    """The anchors of rows of the `quadruples` table; `sizes` is image_id → (width, height), pixels."""
+    """The anchors of rows of the `quadruples` table, also of one from before there were masks.
+
+    Args:
+        rows: of the table.
+        sizes: image_id → (width, height) of the upright image, pixels.
+    """
     return [
         Anchor(
             row["reference_id"],
             sizes[row["reference_id"]],
             None if row["reference_box"] is None else tuple(row["reference_box"]),
             None
-            if row["reference_mask_uri"] is None
+            if row.get("reference_mask_uri") is None
             else MaskFile(row["reference_mask_uri"], row["reference_mask_sha256"]),
         )
         for row in rows

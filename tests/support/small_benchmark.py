@@ -38,7 +38,7 @@ def write_benchmark(
     """Every identity is a square of its own colours on the four backgrounds; two thirds train, a sixth dev and test.
 
     A quadruple leads from each background to the next: "put it on a <colour> background". References on the
-    backgrounds `masked` have a mask too: a disc inside the box.
+    backgrounds `masked` have a mask too: a disc well inside the box.
     """
     recipe = SmallRecipe(identities=identities, seed=seed)
     draft = versions.start("datasets", name, f"{identities:04d}{seed:04d}", recipe, root=str(root))
@@ -123,9 +123,9 @@ def _identity(
 
 
 def _mask(uri: str, x: int, y: int) -> dict[str, str]:
-    """Write a disc in the square of 24 px at x, y; the mask columns of a quadruple."""
+    """Write a disc of 17 px inside the square of 24 px at x, y; the mask columns of a quadruple."""
     mask = Image.new("L", (SIDE_PX, SIDE_PX))
-    ImageDraw.Draw(mask).ellipse((x, y, x + 23, y + 23), fill=255)
+    ImageDraw.Draw(mask).ellipse((x + 2, y + 5, x + 18, y + 21), fill=255)
     buffer = io.BytesIO()
     mask.save(buffer, "PNG")
     storage.write_bytes(uri, buffer.getvalue())

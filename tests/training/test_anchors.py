@@ -112,7 +112,7 @@ def test_rows_of_a_benchmark_become_anchors() -> None:
     row = {"reference_id": "d/0", "reference_box": [1.0, 2.0, 3.0, 4.0]}
     nothing = {"reference_mask_uri": None, "reference_mask_sha256": None}
     masked = {"reference_mask_uri": "m.png", "reference_mask_sha256": "s"}
-    rows = [row | nothing, row | masked, row | nothing | {"reference_box": None}]
+    rows = [row | nothing, row | masked, row | {"reference_box": None}]  # the last from before masks
     assert anchors_of(rows, {"d/0": (5, 6)}) == [
         Anchor("d/0", (5, 6), (1, 2, 3, 4), None),
         Anchor("d/0", (5, 6), (1, 2, 3, 4), MaskFile("m.png", "s")),

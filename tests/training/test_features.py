@@ -133,6 +133,10 @@ def test_keys_see_everything_that_tokens_depend_on() -> None:
     assert store_key(KEY, ["a", "b", "a"]) == store_key(KEY, ["b", "a"]) != store_key(KEY, ["a", "c"])
 
 
+def test_the_keys_of_the_stores_that_there_are_stay() -> None:
+    assert (KEY, store_key(KEY, ["b", "a"])) == ("08b80359cad771e2", "558bcdf8b2518040")
+
+
 def test_shards_cut_otherwise_have_other_names() -> None:
     assert shard_path(0, ["a", "b"]) != shard_path(0, ["a", "b", "c"])
 

@@ -86,11 +86,14 @@ def test_a_view_needs_every_reference_with_its_box_too(benchmark: versions.Versi
     assert len(keys) == 3
 
 
-def test_masks_change_the_views_that_they_change(benchmark: versions.Version) -> None:
-    """A disc of 24 px fills its box: the views are the same, and so is the store."""
+def test_a_mask_changes_the_view_of_its_reference(benchmark: versions.Version) -> None:
+    """The discs on red are smaller than their boxes; the other three references of each identity have no mask."""
     _, boxes = needed(benchmark, processor(reference_view="crop"))
     _, masks = needed(benchmark, processor(reference_view="crop", region="mask"))
-    assert masks.hashes == boxes.hashes
+    assert len(masks.hashes) == len(boxes.hashes) == 24
+    changed = set(masks.images["image_id"].to_pylist()) - set(boxes.images["image_id"].to_pylist())
+    assert len(changed) == 6
+    assert all("/red.png#" in name for name in changed)
 
 
 def test_a_store_is_found_by_what_it_holds_and_joined(benchmark: versions.Version, tmp_path: Path) -> None:
