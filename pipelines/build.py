@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from infra.base import versions
 from infra.base.command import Context, Outcome
+from infra.base.config import Config
 from pipelines.annotate import AnnotateStage
 from pipelines.collect import CollectStage, Listed, write_listing
 from pipelines.config import BuildRecipe
@@ -23,15 +25,30 @@ from pipelines.gallery import (
     gallery_id,
 )
 from pipelines.records import TABLES
+from pipelines.sources.base import Source
+from pipelines.sources.deepfashion2 import DeepFashion2, DeepFashion2Config
+from pipelines.sources.hf_datasets import HuggingFace
+from pipelines.sources.hf_rows import HuggingFaceConfig
+from pipelines.sources.image_folder import ImageFolder, ImageFolderConfig
+from pipelines.sources.landmarks import Landmarks, LandmarksConfig
+from pipelines.sources.products10k import Products10K, Products10KConfig
+from pipelines.sources.stanford_cars import StanfordCars, StanfordCarsConfig
+from pipelines.sources.webdataset import WebDataset, WebDatasetConfig
 from pipelines.sources.world import WorldSource, WorldSourceConfig
 from pipelines.splits import Dealt, write_splits
 from pipelines.stages import PartRecord, publish, read_parts, run_stages, sum_counts, write_part
 from pipelines.summary import details_of, domain_figures, no_query, thresholds_line
 
-if TYPE_CHECKING:
-    from pipelines.sources.base import Source
-
 CHOSEN = "_work/distractors/chosen"
+READ_IN_PLACE: dict[type[Config], Callable[[Any], Source]] = {
+    ImageFolderConfig: ImageFolder,
+    DeepFashion2Config: DeepFashion2,
+    StanfordCarsConfig: StanfordCars,
+    Products10KConfig: Products10K,
+    LandmarksConfig: Landmarks,
+    WebDatasetConfig: WebDataset,
+}
+"""Sources that need nothing but their options."""
 
 
 def build(recipe: BuildRecipe, context: Context) -> Outcome:
@@ -54,14 +71,14 @@ def build(recipe: BuildRecipe, context: Context) -> Outcome:
 
 
 def make_source(recipe: BuildRecipe, root: str) -> Source:
-    """The source of a recipe; a world is rendered under `root` when it is first listed."""
+    """The source of a recipe; a world is rendered, and parquet files are unpacked, under `root` when first listed."""
     if isinstance(recipe.source, WorldSourceConfig):
         return WorldSource(
             recipe.source.world, root, images_per_part=recipe.images_per_part, workers=recipe.workers
         )
-    from pipelines.sources.image_folder import ImageFolder
-
-    return ImageFolder(recipe.source)
+    if isinstance(recipe.source, HuggingFaceConfig):
+        return HuggingFace(recipe.source, root, workers=recipe.workers)
+    return READ_IN_PLACE[type(recipe.source)](recipe.source)
 
 
 def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
@@ -73,8 +90,9 @@ def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
 
 def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> versions.Version:
     parents = {}
-    if isinstance(source, WorldSource):  # rendered here, so that the listing's seconds are its own
-        parents["world"] = source.version.manifest.content_hash
+    # made here, so that the listing's seconds are its own
+    if isinstance(source, WorldSource | HuggingFace) and (made := source.version):
+        parents[source.name] = made.manifest.content_hash
     listed = write_listing(source, draft.url, recipe.images_per_part)
     parts, workers, seed = listed.parts, recipe.workers, recipe.seed
     records = run_stages(
@@ -176,8 +194,9 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
     """What a build would do, without writing anything."""
     images: Counter[str] = Counter()
     size_bytes = 0
-    if isinstance(source, WorldSource):
-        images.update(source.expected_images())
+    expected = source.expected_images() if isinstance(source, WorldSource | HuggingFace) else None
+    if expected is not None:
+        images.update(expected)
     else:
         for table in source.listing():
             images.update(table["domain"].to_pylist())

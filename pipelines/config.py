@@ -9,7 +9,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from infra.base import storage
 from infra.base.config import Config, Name, recipe_hash
 from pipelines.images import ImageLimits
+from pipelines.sources.deepfashion2 import DeepFashion2Config
+from pipelines.sources.hf_rows import HuggingFaceConfig
 from pipelines.sources.image_folder import ImageFolderConfig
+from pipelines.sources.landmarks import LandmarksConfig
+from pipelines.sources.products10k import Products10KConfig
+from pipelines.sources.stanford_cars import StanfordCarsConfig
+from pipelines.sources.webdataset import WebDatasetConfig
 from pipelines.sources.world import WorldSourceConfig
 
 EXECUTION_ONLY = ("workers", "images_per_part")
@@ -87,7 +93,17 @@ class BuildRecipe(Config):
 
     name: Name = "benchmark"
     """Name of the dataset version."""
-    source: Annotated[ImageFolderConfig | WorldSourceConfig, Field(discriminator="kind")]
+    source: Annotated[
+        ImageFolderConfig
+        | WorldSourceConfig
+        | DeepFashion2Config
+        | StanfordCarsConfig
+        | Products10KConfig
+        | LandmarksConfig
+        | WebDatasetConfig
+        | HuggingFaceConfig,
+        Field(discriminator="kind"),
+    ]
     """Where the photos come from."""
     seed: int = 0
     """Of pair sampling, split, texts and galleries."""

@@ -27,17 +27,18 @@ class LabelOptions(Config):
     domain: str = Field("photos", pattern=r"^[A-Za-z0-9][^/\x00-\x1f]*$")
     """Domain of records that name none."""
     domain_field: str | None = None
-    """Field that names the domain."""
+    """Field that names the domain; null where none does."""
     category: str | None = None
     """Field that names the category; null, or an empty field, is the domain."""
     box: str | None = None
-    """Field with the four numbers of the instance's box, in pixels of the stored image; may be empty."""
+    """Field with the four numbers of the instance's box, in pixels of the stored image; null where
+    there are none."""
     box_format: Literal["xyxy", "xywh"] = "xyxy"
     """What the four numbers are: two corners, or a corner, width and height."""
     licence: str | None = None
-    """Field with the licence of the image."""
+    """Field with the licence of the image; null where there is none."""
     attribution: str | None = None
-    """Field that says whom to name."""
+    """Field that says whom to name; null where none does."""
 
 
 class LabelRefused(Exception):  # noqa: N818 - a verdict on one record of many, not an error of the program

@@ -30,14 +30,14 @@ def test_a_section_without_its_kind_names_the_kinds() -> None:
     lines = told(None, source__root="X")
     assert lines[0].startswith("no 'thresholds' without a recipe; name one with --config: ")
     assert lines[1].startswith(
-        "source.kind is missing in the recipe; set --source.kind to one of image_folder, world"
+        "source.kind is missing in the recipe; set --source.kind to one of image_folder, world, deepfashion2, "
     )
 
 
 def test_a_recipe_that_lacks_a_section_says_which_keys_it_needs(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("name: mine\n")
     first, second = told(str(tmp_path / "r.yaml"))
-    assert "set --source.kind to one of image_folder, world" in first
+    assert "set --source.kind to one of image_folder, world, deepfashion2, " in first
     assert "'thresholds' is missing" in second
     assert "--thresholds.default.tau_valid VALUE" in second
     assert "max_words" not in second  # has a default
@@ -46,14 +46,15 @@ def test_a_recipe_that_lacks_a_section_says_which_keys_it_needs(tmp_path: Path) 
 def test_an_unknown_kind_names_the_kinds() -> None:
     (line,) = told("photos", source__kind="folder")
     assert line.startswith(
-        "source.kind = 'folder' in recipe photos; set --source.kind to one of image_folder, world"
+        "source.kind = 'folder' in recipe photos; set --source.kind to one of image_folder, world, deepfashion2, "
     )
 
 
 def test_a_key_of_another_kind_says_whose_it_is() -> None:
     (line,) = told("photos", source__kind="world")
     assert line == (
-        "unknown key 'source.root' in recipe photos; it belongs to source.kind image_folder, and source.kind is world:"
+        "unknown key 'source.root' in recipe photos; it belongs to source.kind image_folder or deepfashion2 or"
+        " stanford_cars or products10k or landmarks or webdataset or hf_datasets, and source.kind is world:"
         " leave it out, or set another --source.kind"
     )
     (line,) = told("photos", source__world__seed="1")
