@@ -208,7 +208,7 @@ def _seconds(root: str, dataset: Version, compared: Sequence[Compared]) -> list[
     rendered = [v for v in list_versions(root, "datasets") if v.manifest.content_hash == world]
     for version in (*rendered[:1], dataset):
         rows += [("benchmark", stage, "", _time(s)) for stage, s in in_order(version.manifest.seconds)]
-    stores = {one.evaluation.manifest.parents.get("features") for one in compared}
+    stores = {one.evaluation.manifest.parents.get(role) for one in compared for role in ("features", "views")}
     for version in list_versions(root, "features"):
         if version.manifest.content_hash in stores:
             rows.append(("features", "embed", _time(version.manifest.wall_seconds), ""))
