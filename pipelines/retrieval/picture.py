@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipelines.retrieval.fonts import NOTE, lettering, own_font
+
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
@@ -80,21 +82,26 @@ def draw_query(
     from PIL import Image as Images
     from PIL import ImageDraw
 
-    font, small, head = _font(17), _font(13), _font(20)
-    lines = wrap(text, font, REFERENCE_PX)
+    small = own_font(13)
+    told, heading = lettering(text, 17), lettering(title, 20)
+    captions = [lettering(f"{i + 1}. {c.caption}", 13) for i, c in enumerate(candidates)]
+    lines = wrap(told.text, told.font, REFERENCE_PX)
+    incomplete = any(one.incomplete for one in (told, heading, *captions))
+    note = wrap(NOTE, small, REFERENCE_PX) if incomplete else []
     known = any(c.verdict != "unknown" for c in candidates)
     verdicts = [v for v in COLOURS if v != "unknown"] if known else []
     top = MARGIN_PX + (34 if title else 0)
     rows = max(1, -(-len(candidates) // COLUMNS))
     cell_px = THUMB_PX + 2 * BORDER_PX + 22
-    left_px = REFERENCE_PX + 26 + 24 * len(lines) + (THUMB_PX + 40 if target is not None else 0)
+    left_px = REFERENCE_PX + 26 + 24 * len(lines) + 18 * len(note)
+    left_px += THUMB_PX + 40 if target is not None else 0
     right_px = 26 + rows * (cell_px + GAP_PX) + (24 if verdicts else 0)
     grid_x = MARGIN_PX + REFERENCE_PX + 2 * GAP_PX + 8
     width = grid_x + COLUMNS * (THUMB_PX + 2 * BORDER_PX) + (COLUMNS - 1) * GAP_PX + MARGIN_PX
     picture = Images.new("RGB", (width, top + max(left_px, right_px) + MARGIN_PX), PAPER)
     draw = ImageDraw.Draw(picture)
     if title:
-        draw.text((MARGIN_PX, MARGIN_PX - 4), title, INK, head)
+        draw.text((MARGIN_PX, MARGIN_PX - 4), heading.text, INK, heading.font)
 
     y = top
     draw.text((MARGIN_PX, y), "reference and its box" if box is not None else "reference", FAINT, small)
@@ -102,8 +109,11 @@ def draw_query(
     picture.paste(shown, (MARGIN_PX, y + 20))
     y += 20 + shown.height + 12
     for line in lines:
-        draw.text((MARGIN_PX, y), line, INK, font)
+        draw.text((MARGIN_PX, y), line, INK, told.font)
         y += 24
+    for line in note:
+        draw.text((MARGIN_PX, y), line, FAINT, small)
+        y += 18
     if target is not None:
         draw.text((MARGIN_PX, y + 12), "target", FAINT, small)
         _paste_bordered(picture, target, (MARGIN_PX, y + 32), COLOURS["target"])
@@ -114,8 +124,8 @@ def draw_query(
         x = grid_x + column * (THUMB_PX + 2 * BORDER_PX + GAP_PX)
         y = top + 20 + row * (cell_px + GAP_PX)
         _paste_bordered(picture, candidate.image, (x, y), COLOURS[candidate.verdict])
-        caption = f"{index + 1}. {candidate.caption}"
-        draw.text((x, y + THUMB_PX + 2 * BORDER_PX + 4), _fit(caption, small, THUMB_PX), INK, small)
+        caption = fit(captions[index].text, captions[index].font, THUMB_PX)
+        draw.text((x, y + THUMB_PX + 2 * BORDER_PX + 4), caption, INK, captions[index].font)
     x, y = grid_x, top + 20 + rows * (cell_px + GAP_PX) + 2
     for verdict in verdicts:
         draw.rectangle((x, y, x + 13, y + 13), fill=COLOURS[verdict])
@@ -156,21 +166,12 @@ def _paste_bordered(picture: Image.Image, image: Image.Image, at: tuple[int, int
     picture.paste(square, (at[0] + BORDER_PX, at[1] + BORDER_PX))
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
-    """The text, its end cut with an ellipsis where it is wider."""
+def fit(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
+    """The text, its middle left out where it is wider: rank and score at its front, digits at its end tell it apart."""
     if font.getlength(text) <= width_px:
         return text
-    return next(
-        (text[:n] + "…" for n in range(len(text), 0, -1) if font.getlength(text[:n] + "…") <= width_px), "…"
-    )
-
-
-def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    from PIL import ImageFont
-
-    font = ImageFont.load_default(size_px)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError(
-            "Pillow was built without FreeType; install the Pillow wheel from the package index"
-        )
-    return font
+    for kept in range(len(text) - 1, 1, -1):
+        short = text[: kept // 2] + "…" + text[-(kept - kept // 2) :]
+        if font.getlength(short) <= width_px:
+            return short
+    return "…"

@@ -305,8 +305,6 @@ def _picture(
     ]
     target = read_image(uri_of[truth.target_id], THUMB_PX) if truth.target_id in uri_of else None
     stream = io.BytesIO()
-    # Pillow's own font has no Greek letters.
-    title = title.replace("β", "beta")
     picture = draw_query(question.image, question.box, question.text, candidates, target=target, title=title)
     picture.save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from pipelines.retrieval import fonts
+from pipelines.retrieval.fonts import own_font
 from pipelines.retrieval.picture import (
     BORDER_PX,
     BOX_COLOUR,
     COLOURS,
     THUMB_PX,
     Candidate,
-    _font,
     draw_query,
+    fit,
     scaled_with_box,
     with_box,
     wrap,
@@ -74,8 +76,27 @@ def test_the_picture_grows_with_text_target_and_rows() -> None:
     assert rgb(COLOURS["target"]) in {c for _, c in long.getcolors(1 << 24) or []}
 
 
+def test_a_long_caption_keeps_its_rank_and_the_digits_that_tell_instances_apart() -> None:
+    font = own_font(13)
+    captions = [fit(f"1. 0.842  landmark-of-the-world-000{n}", font, THUMB_PX) for n in (41, 42)]
+    for caption, digits in zip(captions, ("0041", "0042"), strict=True):
+        assert caption.startswith("1. 0.842")
+        assert caption.endswith(digits)
+        assert "…" in caption
+        assert THUMB_PX - 12 < font.getlength(caption) <= THUMB_PX
+    assert fit("short", font, THUMB_PX) == "short"
+    assert fit("wide", font, 1) == "…"
+
+
+def test_a_text_that_no_font_has_is_drawn_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "INSTALLED", ())
+    plain_text = draw_query(plain(), None, "am Strand", [])
+    noted = draw_query(plain(), None, "浜辺で", [])
+    assert noted.height - plain_text.height in (18, 36, 54)  # lines of the note
+
+
 def test_wrapped_lines_fit_and_lose_no_letter() -> None:
-    font = _font(17)
+    font = own_font(17)
     text = "Put it on a sandy beach " + "w" * 120 + " in the warm light"
     lines = wrap(text, font, 300)
     assert all(font.getlength(line) <= 300 for line in lines)
