@@ -10,17 +10,20 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from infra.base.errors import OacirError
+from infra.base.folders import files_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_BYTES = 8 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""Names under which a file is written before it is whole; other names that end in .tmp are a user's files."""
 _RANGE = re.compile(r"(.+)#bytes=(\d+)\+(\d+)")
 
 
@@ -134,7 +137,7 @@ def write_bytes(url: str, data: bytes) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -157,7 +160,7 @@ def write_new(url: str, data: bytes) -> bool:
         except FileExistsError:
             return False
         return True
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = str(_temporary(Path(path)))
     write_bytes(temporary, data)
     try:
         os.link(temporary, path)
@@ -166,6 +169,11 @@ def write_new(url: str, data: bytes) -> bool:
     finally:
         Path(temporary).unlink(missing_ok=True)
     return True
+
+
+def _temporary(target: Path) -> Path:
+    """A name beside a file, of the form `_TEMPORARY`."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def fetch(url: str, file: Path) -> None:
@@ -191,7 +199,7 @@ def send(file: Path, url: str) -> None:
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     try:
         shutil.copyfile(file, temporary)
         temporary.replace(target)
@@ -203,9 +211,13 @@ def send(file: Path, url: str) -> None:
 
 
 def list_files(url: str) -> Iterator[FileInfo]:
-    """Every file below a folder in path order (byte order of the relative path); temporary files are left out.
+    """Every file below a folder in path order (byte order of the relative path); our own temporary files are left out.
 
-    A directory is never an entry of its own, whatever its name; links are followed.
+    A directory is never an entry of its own, whatever its name, nor is a folder marker on S3. Links are followed, each
+    folder once (`folders.files_below`).
+
+    Raises:
+        OacirError: a folder cannot be listed.
     """
     filesystem_, path = filesystem(url)
     if is_s3(url):
@@ -213,12 +225,8 @@ def list_files(url: str) -> Iterator[FileInfo]:
         found = filesystem_.find(path, detail=True)
         entries = [_object(key, info, path) for key, info in found.items()]
     else:
-        root = Path(path)
-        entries = []
-        for folder, _, names in os.walk(root, followlinks=True):
-            for name in names:
-                entries.append(_file(Path(folder) / name, root))
-    yield from sorted((e for e in entries if not e.path.endswith(".tmp")), key=lambda e: e.path)
+        entries = [_file(file, Path(path)) for file in files_below(Path(path))]
+    yield from _in_order(entries)
 
 
 def files_in(url: str) -> list[FileInfo]:
@@ -233,7 +241,13 @@ def files_in(url: str) -> list[FileInfo]:
         root = Path(path)
         there = root.iterdir() if root.is_dir() else ()
         entries = [_file(file, root) for file in there if not file.is_dir()]
-    return sorted((e for e in entries if not e.path.endswith(".tmp")), key=lambda e: e.path)
+    return _in_order(entries)
+
+
+def _in_order(entries: Iterable[FileInfo]) -> list[FileInfo]:
+    """Sorted by path, without our temporary files and without the empty objects that mark folders on S3."""
+    files = (e for e in entries if e.path and not e.path.endswith("/"))
+    return sorted((e for e in files if not _TEMPORARY.fullmatch(name_of(e.path))), key=lambda e: e.path)
 
 
 def _object(key: str, info: Mapping[str, Any], folder: str) -> FileInfo:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -123,11 +124,19 @@ def test_files_come_and_go_without_passing_through_memory(place: str, tmp_path: 
 
 
 def test_listing_is_sorted_relative_and_without_temporaries(place: str) -> None:
-    for name in ("b/2.txt", "a/1.txt", "b.txt", "a/.x.tmp"):
+    ours = ("a/.x.01234abc.tmp", ".manifest.json.01234abc.tmp")
+    theirs = ("b/2.txt", "a/1.txt", "b.txt", "a/photo.tmp", "a/.hidden.tmp", "a/x.01234abc.tmp")
+    for name in (*ours, *theirs):
         storage.write_bytes(storage.join(place, name), name.encode())
     found = list(storage.list_files(place))
-    assert [f.path for f in found] == ["a/1.txt", "b.txt", "b/2.txt"]
-    assert [f.size_bytes for f in found] == [7, 5, 7]
+    assert [f.path for f in found] == sorted(theirs)
+    assert [f.size_bytes for f in found] == [len(name) for name in sorted(theirs)]
+    assert [f.path for f in storage.files_in(storage.join(place, "a"))] == [
+        ".hidden.tmp",
+        "1.txt",
+        "photo.tmp",
+        "x.01234abc.tmp",
+    ]
     assert all(f.mark for f in found)
     assert storage.list_folders(place) == ["a", "b"]
     storage.remove(place)
@@ -136,11 +145,48 @@ def test_listing_is_sorted_relative_and_without_temporaries(place: str) -> None:
 
 
 def test_the_files_directly_in_a_folder(place: str) -> None:
-    for name in ("b/2.txt", "a.txt", "c.txt", ".x.tmp"):
+    for name in ("b/2.txt", "a.txt", "c.txt", ".x.01234abc.tmp"):
         storage.write_bytes(storage.join(place, name), name.encode())
     assert storage.files_in(place) == [f for f in storage.list_files(place) if "/" not in f.path]
     assert [(f.path, f.size_bytes) for f in storage.files_in(place)] == [("a.txt", 5), ("c.txt", 5)]
     assert storage.files_in(storage.join(place, "absent")) == []
+
+
+def test_what_a_killed_writer_leaves_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the moment: the names under which bytes wait are never listed."""
+    waiting: list[str] = []
+
+    def killed(self: Path, target: Path) -> None:
+        waiting.extend(p.name for p in tmp_path.iterdir())
+        assert list(storage.list_files(str(tmp_path))) == []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    for write in (storage.write_bytes, storage.write_new):
+        with pytest.raises(KeyboardInterrupt):
+            write(str(tmp_path / "manifest.json"), b"{}")
+    monkeypatch.undo()
+
+    def link(source: str, target: str) -> None:
+        waiting.append(Path(source).name)
+        assert list(storage.list_files(str(tmp_path))) == []
+
+    monkeypatch.setattr(os, "link", link)
+    storage.write_new(str(tmp_path / "manifest.json"), b"{}")
+    assert len(waiting) == 4
+
+
+def test_folder_markers_on_s3_are_no_files(bucket: str) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    for key in ("ph/", "ph/car/", "ph/car/1.jpg"):
+        client.put_object(Bucket="oacir-test", Key=key, Body=b"x" if key.endswith("jpg") else b"")
+    assert [f.path for f in storage.list_files(f"{bucket}/ph")] == ["car/1.jpg"]
+    assert [f.path for f in storage.list_files(f"{bucket}/ph/car")] == ["1.jpg"]
+    assert [f.path for f in storage.files_in(f"{bucket}/ph")] == []
+    assert [f.path for f in storage.files_in(f"{bucket}/ph/car")] == ["1.jpg"]
+    assert storage.list_folders(f"{bucket}/ph") == ["car"]
 
 
 def test_only_the_first_writer_of_a_new_file_wins(place: str) -> None:
