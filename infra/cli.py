@@ -50,6 +50,11 @@ VERBS: dict[str, Verb] = {
         no_out="the demo makes many versions; --root is the place of them all",
     ),
     "build": Verb("photos → benchmark (Ray Data)", "pipelines.config:BuildRecipe", "pipelines.build:build"),
+    "import": Verb(
+        "a released benchmark → a dataset version (Ray Data)",
+        "pipelines.importing:ImportRecipe",
+        "pipelines.importing:import_release",
+    ),
     "data list": Verb("every version under the root", "pipelines.data:ListRecipe", "pipelines.data:list_all"),
     "data show": Verb("one version in full", "pipelines.data:ShowRecipe", "pipelines.data:show"),
     "data verify": Verb(
