@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.base.accounts import Account
@@ -18,7 +19,10 @@ from pipelines.config import DomainThresholds, Thresholds
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
 
-BLOCK_CELLS = 1 << 22
+BLOCK_CELLS = 1 << 20
+"""Cells of the cosine matrix held at a time; each takes about 30 bytes of working memory."""
+LAST = np.uint64(2**64 - 1)
+"""Rank of a pair that is no candidate."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,11 @@ class GroupVerdict:
     similarity: NDArray[np.float32]
     """[p] cosine of each pair."""
     too_similar: NDArray[np.int64]
-    """[q, 2] ordered pairs whose cosine exceeds τ_high."""
-    too_similar_cosine: NDArray[np.float32]
-    """[q] their cosines."""
+    """[images of the group] in how many ordered pairs, as the reference, the cosine exceeds τ_high."""
+    nearest: NDArray[np.int64]
+    """[images of the group] the most similar target of each; −1 where none is too similar."""
+    nearest_cosine: NDArray[np.float32]
+    """[images of the group] its cosine."""
     not_sampled: int
     """Good pairs beyond the limit."""
 
@@ -53,7 +59,7 @@ def judge_group(
     max_pairs: int,
     seed: int,
 ) -> GroupVerdict:
-    """Apply the thresholds to one instance, exactly, in blocked matrix products.
+    """Apply the thresholds to one instance, exactly, in blocked matrix products; memory grows with its images only.
 
     1. Fewer than τ_valid images: reserve.
     2. An image whose cosine to ≥ τ_count others of the group exceeds τ_centric is class-centric and dropped; all
@@ -74,34 +80,40 @@ def judge_group(
     everyone = np.arange(count)
     if count < thresholds.tau_valid:
         why = f"{count} images, tau_valid {thresholds.tau_valid}"
-        return _reserve(why, everyone, everyone[:0])
+        return _reserve(why, count, everyone, everyone[:0])
     close = np.zeros(count, np.int64)
     for rows, cosine in _cosines(vectors):
         close[rows] = (cosine > thresholds.tau_centric).sum(axis=1)
     centric = close >= thresholds.tau_count
-    kept = everyone[~centric]
+    kept, dropped = everyone[~centric], everyone[centric]
     if len(kept) < thresholds.tau_valid:
         why = f"{len(kept)} of {count} images are not class-centric, tau_valid {thresholds.tau_valid}"
-        return _reserve(why, kept, everyone[centric])
-    pairs, similarity, near, near_cosine, good = _pairs(
-        vectors[kept], _marks(image_ids, boxed, seed)[kept], thresholds.tau_high, max_pairs
-    )
+        return _reserve(why, count, kept, dropped)
+    found = _pairs(vectors[kept], _marks(image_ids, boxed, seed)[kept], thresholds.tau_high, max_pairs)
+    similar, nearest, cosines = np.zeros(count, np.int64), np.full(count, -1), np.zeros(count, np.float32)
+    similar[kept], cosines[kept] = found.similar, found.nearest_cosine
+    nearest[kept] = np.where(found.nearest < 0, -1, kept[found.nearest])
+    good = len(kept) * (len(kept) - 1) - int(similar.sum())
     return GroupVerdict(
         state="valid" if good else "reserve",
         why="" if good else "every pair is too similar",
         kept=kept,
-        class_centric=everyone[centric],
-        pairs=kept[pairs],
-        similarity=similarity,
-        too_similar=kept[near],
-        too_similar_cosine=near_cosine,
-        not_sampled=good - len(pairs),
+        class_centric=dropped,
+        pairs=kept[found.pairs],
+        similarity=found.cosine,
+        too_similar=similar,
+        nearest=nearest,
+        nearest_cosine=cosines,
+        not_sampled=good - len(found.pairs),
     )
 
 
-def _reserve(why: str, kept: NDArray[np.int64], centric: NDArray[np.int64]) -> GroupVerdict:
+def _reserve(why: str, count: int, kept: NDArray[np.int64], centric: NDArray[np.int64]) -> GroupVerdict:
     none, cosines = np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
-    return GroupVerdict("reserve", why, kept, centric, none, cosines, none, cosines, 0)
+    nearest, nothing = np.full(count, -1), np.zeros(count, np.int64)
+    return GroupVerdict(
+        "reserve", why, kept, centric, none, cosines, nothing, nearest, np.zeros(count, np.float32), 0
+    )
 
 
 def _cosines(vectors: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
@@ -114,30 +126,48 @@ def _cosines(vectors: NDArray[np.float32]) -> Iterator[tuple[slice, NDArray[np.f
         yield rows, cosine
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """The sample of a group's pairs, and what was too similar; numbers are positions among the kept images."""
+
+    pairs: NDArray[np.int64]
+    cosine: NDArray[np.float32]
+    similar: NDArray[np.int64]
+    nearest: NDArray[np.int64]
+    nearest_cosine: NDArray[np.float32]
+
+
 def _pairs(
     vectors: NDArray[np.float32], marks: NDArray[np.uint64], tau_high: float, max_pairs: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], int]:
-    best = np.zeros((0, 2), np.int64)
-    best_cosine, best_rank = np.zeros(0, np.float32), np.zeros(0, np.uint64)
-    near, near_cosine = [best], [best_cosine]
-    good = 0
+) -> _Pairs:
+    """The `max_pairs` pairs of lowest rank that are not too similar; only those are held beside one block."""
+    count = len(vectors)
+    best, rank, cosines = np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.float32)
+    similar, nearest = np.zeros(count, np.int64), np.full(count, -1)
+    nearest_cosine = np.zeros(count, np.float32)
     for rows, cosine in _cosines(vectors):
-        apart = np.ones(cosine.shape, bool)
-        apart[np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)] = False
-        similar = cosine > tau_high
-        found = np.argwhere(similar)
-        near.append(found + np.array([rows.start, 0]))
-        near_cosine.append(cosine[similar])
-        found = np.argwhere(apart & ~similar)
-        good += len(found)
-        rank = _ranks(marks[found[:, 0] + rows.start], marks[found[:, 1]])
-        best = np.concatenate([best, found + np.array([rows.start, 0])])
-        best_cosine = np.concatenate([best_cosine, cosine[found[:, 0], found[:, 1]]])
-        best_rank = np.concatenate([best_rank, rank])
-        if len(best) > max_pairs:
-            first = np.sort(np.argsort(best_rank, kind="stable")[:max_pairs])
-            best, best_cosine, best_rank = best[first], best_cosine[first], best_rank[first]
-    return best, best_cosine, np.concatenate(near), np.concatenate(near_cosine), good
+        near = cosine > tau_high
+        similar[rows] = near.sum(axis=1)
+        top = cosine.argmax(axis=1)
+        highest = cosine[np.arange(len(top)), top]
+        nearest[rows] = np.where(similar[rows] > 0, top, -1)
+        nearest_cosine[rows] = np.where(similar[rows] > 0, highest, 0.0)
+        block = _ranks(marks[rows, None], marks[None, :])
+        block[near] = LAST
+        block[np.arange(rows.stop - rows.start), np.arange(rows.start, rows.stop)] = LAST
+        flat = block.ravel()
+        bound = rank[-1] if len(rank) == max_pairs else LAST
+        new = np.flatnonzero(flat < bound)
+        if len(new) > max_pairs:
+            new = new[flat[new] <= np.partition(flat[new], max_pairs - 1)[max_pairs - 1]]
+        best = np.concatenate([best, new + rows.start * count])
+        rank = np.concatenate([rank, flat[new]])
+        cosines = np.concatenate([cosines, cosine.ravel()[new]])
+        first = np.lexsort((best, rank))[:max_pairs]
+        best, rank, cosines = best[first], rank[first], cosines[first]
+    order = np.argsort(best)
+    pairs = np.stack(np.divmod(best[order], count), axis=1)
+    return _Pairs(pairs, cosines[order], similar, nearest, nearest_cosine)
 
 
 def _marks(image_ids: Sequence[str], boxed: NDArray[np.bool_], seed: int) -> NDArray[np.uint64]:
@@ -187,7 +217,7 @@ class FilterStage(Stage):
                 image_ids=images["image_id"][here].to_pylist(),
                 boxed=np.array([box is not None for box in instances["box"][here].to_pylist()]),
             )
-            vectors = np.stack(part.tables["descriptors"]["descriptor"][here].to_numpy()).astype(np.float32)
+            vectors = _matrix(part.tables["descriptors"]["descriptor"][here])
             verdict = judge_group(
                 vectors,
                 group.image_ids,
@@ -198,6 +228,12 @@ class FilterStage(Stage):
             )
             sheet.add(group, verdict)
         return sheet.result(images)
+
+
+def _matrix(descriptors: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of descriptors of one width as [n, d]."""
+    flat = pc.list_flatten(descriptors).to_numpy().astype(np.float32, copy=False)
+    return flat.reshape(len(descriptors), -1)
 
 
 def runs(values: Sequence[str]) -> list[range]:
@@ -239,9 +275,9 @@ class _Sheet:
             self.pairs.append(row | {"pair_id": pair_id(domain, image_ids[reference], image_ids[target])})
         for i in verdict.class_centric:
             self._reject("images", image_ids[i], "class_centric", None)
-        for (reference, target), cosine in zip(verdict.too_similar, verdict.too_similar_cosine, strict=True):
-            key = pair_id(domain, image_ids[reference], image_ids[target])
-            self._reject("pairs", key, "too_similar", f"cosine {cosine:.4f}")
+        for i in np.flatnonzero(verdict.too_similar):
+            nearest = f"nearest {image_ids[verdict.nearest[i]]}, cosine {verdict.nearest_cosine[i]:.4f}"
+            self._reject("pairs", image_ids[i], "too_similar", nearest, int(verdict.too_similar[i]))
         row = {"instance_id": group.instance_id, "domain": domain, "category": group.category}
         row |= {"state": verdict.state, "found": len(image_ids), "images": len(verdict.kept)}
         row |= {"pairs": len(verdict.pairs), "boxed": int(group.boxed[verdict.pairs[:, 0]].sum())}
@@ -250,13 +286,15 @@ class _Sheet:
         counts["instances " + verdict.state] += 1
         counts["class-centric images"] += len(verdict.class_centric)
         counts["pairs"] += len(verdict.pairs)
-        counts["pairs too similar"] += len(verdict.too_similar)
+        counts["pairs too similar"] += int(verdict.too_similar.sum())
         counts["pairs not sampled"] += verdict.not_sampled
         self.reserved += len(verdict.kept) if verdict.state == "reserve" else 0
 
-    def _reject(self, entity: str, key: str, reason: str, detail: str | None) -> None:
+    def _reject(
+        self, entity: str, key: str, reason: str, detail: str | None, records: int | None = None
+    ) -> None:
         row = {"stage": "filter", "entity": entity, "key": key, "reason": reason, "detail": detail}
-        self.rejects.append(row)
+        self.rejects.append(row | {"records": records})
 
     def result(self, images: pa.Table) -> StageResult:
         states = Counter(g["state"] for g in self.groups)

@@ -180,8 +180,11 @@ REJECTS = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
         pa.field("detail", pa.string()),
+        pa.field("records", pa.int64()),  # how many, where one row stands for several; null = one
     ]
 )
+"""Every dropped record. Pairs that are too similar are one row for each reference image, its name the key: a group of
+n images has n² pairs, and no table grows like that."""
 PROTOCOL = pa.schema(
     [
         pa.field("rule", pa.string(), nullable=False),

@@ -144,7 +144,8 @@ def _account_faults(version: Version) -> Iterator[Fault]:
                 stated[account.entity, reason] += count
     found: Counter[tuple[str, str]] = Counter()
     if any(table_name(f.path).startswith("rejects") for f in version.manifest.files):
-        found.update((r["entity"], r["reason"]) for r in version.table("rejects").to_pylist())
+        for row in version.table("rejects").to_pylist():
+            found[row["entity"], row["reason"]] += row.get("records") or 1
     for key in sorted(found.keys() | stated.keys()):
         if found[key] != stated[key]:
             problem = f"{found[key]:,} records in the table of rejects, the accounts say {stated[key]:,}"

@@ -57,15 +57,16 @@ def test_too_similar_pairs_go_in_both_directions() -> None:
     # cos 20° = 0.94 > 0.9 and cos 40° = 0.77
     verdict = judge(at(0, 20, 60), thresholds(count=3))
     assert verdict.pairs.tolist() == [[0, 2], [1, 2], [2, 0], [2, 1]]
-    assert verdict.too_similar.tolist() == [[0, 1], [1, 0]]
-    assert verdict.too_similar_cosine == pytest.approx([np.cos(np.deg2rad(20))] * 2, abs=1e-6)
+    assert verdict.too_similar.tolist() == [1, 1, 0]
+    assert verdict.nearest.tolist() == [1, 0, -1]
+    assert verdict.nearest_cosine == pytest.approx([np.cos(np.deg2rad(20))] * 2 + [0], abs=1e-6)
     assert verdict.similarity == pytest.approx([0.5, 0.766, 0.5, 0.766], abs=1e-3)
 
 
 def test_group_whose_pairs_are_all_too_similar_is_reserved() -> None:
     verdict = judge(at(0, 1, 2), thresholds(count=5))
     assert (verdict.state, verdict.why) == ("reserve", "every pair is too similar")
-    assert len(verdict.too_similar) == 6
+    assert verdict.too_similar.tolist() == [2, 2, 2]
 
 
 def test_the_sample_is_seeded_and_depends_on_ids_not_positions() -> None:
@@ -140,10 +141,38 @@ def test_equals_the_slow_version_in_blocks_of_any_size(
     assert verdict.kept.tolist() == kept
     assert verdict.class_centric.tolist() == dropped
     assert {tuple(p) for p in verdict.pairs.tolist()} == pairs
-    assert {tuple(p) for p in verdict.too_similar.tolist()} == near
+    assert verdict.too_similar.tolist() == [sum(i == r for r, _ in near) for i in range(count)]
+    assert all((i, int(verdict.nearest[i])) in near for i in np.flatnonzero(verdict.too_similar))
     assert len(sampled.pairs) == min(7, len(pairs))
     assert {tuple(p) for p in sampled.pairs.tolist()} <= pairs
     assert len(sampled.pairs) + sampled.not_sampled == len(pairs)
+
+
+def test_the_sample_is_that_of_the_lowest_ranks_in_blocks_of_any_size() -> None:
+    """The same pairs whatever the block, chosen by rank alone: against ranking all pairs at once."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(60, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = [f"d/i/{n}" for n in range(60)]
+    boxed = rng.random(60) < 0.5
+    t = thresholds(high=0.5, centric=0.9, count=50)
+    marks = stage2._marks(ids, boxed, 3)
+    order = sorted(
+        (int(stage2._ranks(marks[i : i + 1], marks[j : j + 1])[0]), i, j)
+        for i in range(60)
+        for j in range(60)
+        if i != j and float(vectors[i] @ vectors[j]) <= 0.5
+    )
+    wanted = sorted((i, j) for _, i, j in order[:40])
+    before = stage2.BLOCK_CELLS
+    for cells in (60, 200, 7 * 60, 1 << 20):
+        stage2.BLOCK_CELLS = cells
+        verdict = judge_group(vectors, ids, boxed, t, max_pairs=40, seed=3)
+        assert [tuple(p) for p in verdict.pairs.tolist()] == wanted
+        assert verdict.not_sampled == len(order) - 40
+    stage2.BLOCK_CELLS = before
+    cosine = [float(vectors[i] @ vectors[j]) for i, j in wanted]
+    assert verdict.similarity == pytest.approx(cosine, abs=1e-6)
 
 
 def tables(sizes: dict[str, list[float]]) -> dict[str, pa.Table]:
@@ -212,6 +241,12 @@ def test_stage_accounts_for_every_image_instance_and_pair() -> None:
     rejects = result.tables["rejects/filter"].to_pylist()
     assert [(r["entity"], r["key"]) for r in rejects if r["reason"] == "class_centric"] == [
         ("images", "toys/a/1.jpg")
+    ]
+    # 0 and 20 of d, each the other's nearest: one row for each reference
+    similar = [(r["key"], r["records"], r["detail"]) for r in rejects if r["reason"] == "too_similar"]
+    assert similar == [
+        ("toys/d/0.jpg", 1, "nearest toys/d/1.jpg, cosine 0.9397"),
+        ("toys/d/1.jpg", 1, "nearest toys/d/0.jpg, cosine 0.9397"),
     ]
     rows = result.tables["pairs"].to_pylist()
     assert all(r["pair_id"] == pair_id("toys", r["reference_id"], r["target_id"]) for r in rows)
