@@ -1,4 +1,4 @@
-"""The README's commands: each is understood, and those for one's own photos are run, in their order, on a small folder."""
+"""The README's commands: each is understood; those for own photos are run, in their order, on a small folder."""
 
 from __future__ import annotations
 
