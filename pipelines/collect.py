@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 LISTED = f"{WORK}/listed.json"
 IMAGES_AT_ONCE = 32
 READ_AHEAD = 8
+REJECTS_AT_ONCE = 4096
 WORKING_SIDE_PX = 256
 """JPEGs are decoded at a reduced size whose shorter side is at least this; all that is measured needs no more."""
 
@@ -80,7 +82,8 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
         size_bytes += sum(max(0, s) for s in table["size_bytes"].to_pylist())
         instances += len(set(table["instance_id"].to_pylist()))
     parts = len(files)
-    rejects = pa.Table.from_pylist(list(source.rejects()), TABLES["rejects"])
+    refused = list(_tables(source.rejects()))
+    rejects = pa.concat_tables(refused)
     if not parts:
         why = f"; refused: {dict(Counter(rejects['reason'].to_pylist()))}" if len(rejects) else ""
         raise OacirError(f"source {source.name}: it holds no image{why}; check source.root")
@@ -95,12 +98,20 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
         files=files,
         hashes={
             "listing": f"{versions.combine(hashes):064x}",
-            "rejects/listing": f"{table_hash(rejects, 'rejects'):064x}",
+            "rejects/listing": f"{versions.combine(table_hash(t, 'rejects') for t in refused):064x}",
         },
         seconds=time.monotonic() - began,
     )
     storage.write_bytes(place, listed.model_dump_json().encode())
     return listed
+
+
+def _tables(rejects: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Rejects as tables, an empty one first: a collection may lack millions of the images that it names."""
+    rows = iter(rejects)
+    yield TABLES["rejects"].empty_table()
+    while piece := list(itertools.islice(rows, REJECTS_AT_ONCE)):
+        yield pa.Table.from_pylist(piece, TABLES["rejects"])
 
 
 def _cut(source: Source, images_per_part: int) -> Iterator[pa.Table]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from infra.base import storage
 from infra.base.errors import OacirError
+from pipelines import collect as collecting
 from pipelines.collect import CollectStage, write_listing
 from pipelines.images import ImageLimits
 from pipelines.records import REASONS, TABLES
@@ -94,6 +95,16 @@ def test_a_listing_out_of_order_is_refused(tmp_path: Path, wrong: list[tuple[str
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OacirError, match=r"holds no image; refused: \{'not_a_file': 1\}; check source.root"):
         write_listing(Rows([], ["d/x.jpg"]), str(tmp_path), 4)
+
+
+def test_many_refused_entries_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Rows(keys({"a": 1}), [f"d/{n}.jpg" for n in range(5)])
+    whole = write_listing(source, str(tmp_path / "whole"), 4)
+    monkeypatch.setattr(collecting, "REJECTS_AT_ONCE", 2)
+    pieces = write_listing(source, str(tmp_path / "pieces"), 4)
+    assert pieces.hashes == whole.hashes
+    assert pieces.refused == whole.refused == {"not_a_file": 5}
+    assert storage.read_table(f"{tmp_path}/pieces/rejects/listing/part-00000.parquet").num_rows == 5
 
 
 def collect(root: Path, limits: ImageLimits | None = None) -> StageResult:
