@@ -55,6 +55,11 @@ VERBS: dict[str, Verb] = {
         "pipelines.importing:ImportRecipe",
         "pipelines.importing:import_release",
     ),
+    "export": Verb(
+        "a dataset version → the OACIRR release's files, or parquet for the Hugging Face Hub",
+        "pipelines.exporting:ExportRecipe",
+        "pipelines.exporting:export",
+    ),
     "data list": Verb("every version under the root", "pipelines.data:ListRecipe", "pipelines.data:list_all"),
     "data show": Verb("one version in full", "pipelines.data:ShowRecipe", "pipelines.data:show"),
     "data verify": Verb(

@@ -170,6 +170,26 @@ def upright_box(box: Box, stored_width: int, stored_height: int, orientation: in
     return (y1, x1, y2, x2) if orientation >= 5 else (x1, y1, x2, y2)
 
 
+def stored_box(box: Box, width: int, height: int, orientation: int) -> Box:
+    """A box of the upright image of (width, height) as a box of the image as it is stored: `upright_box` undone."""
+    inverse = {6: 8, 8: 6}.get(orientation, orientation)
+    found = upright_box(box, width, height, inverse)
+    if found is None:
+        raise ValueError(f"nothing of the box {box} lies in {width} x {height} px")
+    return found
+
+
+def turned(data: bytes) -> int:
+    """The EXIF orientation 1..8 that `decode` applies to an image, from its header.
+
+    Raises:
+        ImageRejected: the bytes are of no format that is read.
+    """
+    _, opener = _reader(data[:_SNIFFED_BYTES])
+    with opener(io.BytesIO(data)) as image:
+        return _orientation(image)
+
+
 def _reader(head: bytes) -> tuple[str, Opener]:
     for pattern, name, opener in _READERS:
         if pattern.match(head):

@@ -1,0 +1,1 @@
+"""A dataset version in layouts that others read, one file each."""
