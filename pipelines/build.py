@@ -17,12 +17,15 @@ from pipelines.config import BuildRecipe
 from pipelines.descriptors import OfflineDescriber
 from pipelines.filter import FilterStage
 from pipelines.gallery import (
+    ASKED,
     SPLITS,
     CandidateStage,
     GalleryStage,
+    HardCandidateStage,
     choose_distractors,
     gallery_hash,
     gallery_id,
+    gather_asked,
 )
 from pipelines.records import TABLES
 from pipelines.sources.base import Source
@@ -106,16 +109,15 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
         label="collect and filter",
     )
     dealt = write_splits(recipe, draft.url, parts)
-    records |= run_stages(
-        [
-            AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed),
-            CandidateStage(recipe.gallery.distractors_per_domain, seed),
-        ],
-        draft.url,
-        parts,
-        workers=workers,
-        label="annotate",
-    )
+    annotate = AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed)
+    if recipe.gallery.choice == "random":
+        last = [annotate, CandidateStage(recipe.gallery, seed)]
+        records |= run_stages(last, draft.url, parts, workers=workers, label="annotate")
+    else:
+        records |= run_stages([annotate], draft.url, parts, workers=workers, label="annotate")
+        write_part(draft.url, f"{ASKED}.parquet", gather_asked(draft.url, parts, seed))
+        hard = HardCandidateStage(recipe.gallery, seed)
+        records |= run_stages([hard], draft.url, parts, workers=workers, label="hard negatives")
     distractors = _write_distractors(recipe, draft, parts)
     records |= run_stages([GalleryStage()], draft.url, parts, workers=workers, label="galleries")
     figures = _figures(recipe, draft, listed, records, distractors, dealt)
@@ -140,7 +142,7 @@ def _write_distractors(recipe: BuildRecipe, draft: versions.Draft, parts: int) -
                 place = gallery_id(row["domain"], row["split"])
                 queries.setdefault(place, Counter())[row["category"]] += 1
     candidates = read_parts(draft.url, "_work/distractors/candidates", parts)
-    rows, figures = choose_distractors(candidates, queries, recipe.gallery.distractors_per_domain)
+    rows, figures = choose_distractors(candidates, queries, recipe.gallery)
     write_part(draft.url, f"{CHOSEN}.parquet", pa.Table.from_pylist(rows, TABLES["distractors"]))
     return figures
 

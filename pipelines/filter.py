@@ -217,7 +217,7 @@ class FilterStage(Stage):
                 image_ids=images["image_id"][here].to_pylist(),
                 boxed=np.array([box is not None for box in instances["box"][here].to_pylist()]),
             )
-            vectors = _matrix(part.tables["descriptors"]["descriptor"][here])
+            vectors = matrix(part.tables["descriptors"]["descriptor"][here])
             verdict = judge_group(
                 vectors,
                 group.image_ids,
@@ -230,7 +230,7 @@ class FilterStage(Stage):
         return sheet.result(images)
 
 
-def _matrix(descriptors: pa.ChunkedArray) -> NDArray[np.float32]:
+def matrix(descriptors: pa.ChunkedArray) -> NDArray[np.float32]:
     """A column of descriptors of one width as [n, d]."""
     flat = pc.list_flatten(descriptors).to_numpy().astype(np.float32, copy=False)
     return flat.reshape(len(descriptors), -1)

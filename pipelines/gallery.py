@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from infra.base.accounts import Account
 from pipelines.annotate import draw
+from pipelines.config import GalleryOptions
+from pipelines.filter import matrix
 from pipelines.records import TABLES
-from pipelines.stages import Part, Stage, StageResult
+from pipelines.stages import Part, Stage, StageResult, read_parts
 
 SPLITS = ("dev", "test")
+ASKED = "_work/asked"
+ASKED_IMAGES = 20_000
+"""References and targets of a gallery that candidates are held against at most: 40 MB of offline descriptors."""
+STEPS, DRAW_BITS = 10_000, 48
 
 
 def gallery_id(domain: str, split: str) -> str:
     """The name of a gallery."""
     return f"{domain}/{split}"
+
+
+def domain_of(place: str) -> str:
+    """The domain of a gallery, from its name."""
+    return place.rsplit("/", 1)[0]
 
 
 def gallery_hash(image_ids: Iterable[str]) -> str:
@@ -34,16 +47,17 @@ def gallery_hash(image_ids: Iterable[str]) -> str:
 
 @dataclass
 class CandidateStage(Stage):
-    """Instances without a query → images that may become distractors, at most `limit` of a category for each gallery.
+    """Instances without a query → images that may become distractors, with the rank in which they enter.
 
     These are the reserved instances, and valid ones of which no pair could be annotated: nothing is trained on them.
+    Of a category no more are given for a gallery than it may hold in all.
     """
 
-    limit: int
+    options: GalleryOptions
     seed: int
     name = "candidates"
-    inputs = ("_work/images/filtered", "instances", "quadruples")
-    shared = ("splits", "near_duplicates")
+    inputs: ClassVar[tuple[str, ...]] = ("_work/images/filtered", "instances", "quadruples")
+    shared: ClassVar[tuple[str, ...]] = ("splits", "near_duplicates")
     outputs = ("_work/distractors/candidates",)
     _galleries: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _twins: set[str] = field(default_factory=set, init=False, repr=False)
@@ -57,37 +71,114 @@ class CandidateStage(Stage):
         self._twins = set(self.common["near_duplicates"]["image_id"].to_pylist())
 
     def __call__(self, part: Part) -> StageResult:
-        """Rank the part's images by a seeded draw."""
+        """Rank the part's images."""
         busy = set(part.tables["quadruples"]["instance_id"].to_pylist())
         domains = _column(part.tables["_work/images/filtered"], "domain")
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        entries: list[dict[str, Any]] = []
         for row in part.tables["instances"].select(["image_id", "instance_id", "category"]).to_pylist():
             image_id = row["image_id"]
             if row["instance_id"] in busy or image_id not in domains or image_id in self._twins:
                 continue
             place = gallery_id(domains[image_id], self._galleries[row["instance_id"]])
-            rank = draw(self.seed, "distractor", image_id)
-            entry = {"gallery_id": place, "image_id": image_id, "category": row["category"], "rank": rank}
-            found.setdefault((place, row["category"]), []).append(entry)
-        rows = [r for key in sorted(found) for r in sorted(found[key], key=lambda r: r["rank"])[: self.limit]]
+            entries.append({"gallery_id": place, "image_id": image_id, "category": row["category"]})
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for entry, rank in zip(entries, self.ranks(entries, part), strict=True):
+            found.setdefault((entry["gallery_id"], entry["category"]), []).append(entry | {"rank": rank})
+        rows: list[dict[str, Any]] = []
+        for (place, _), group in sorted(found.items()):
+            most = self.options.most(domain_of(place))
+            rows += sorted(group, key=lambda r: (r["rank"], r["image_id"]))[:most]
         return StageResult(
             {"_work/distractors/candidates": pa.Table.from_pylist(rows, TABLES["distractors"])}
         )
 
+    def ranks(self, entries: Sequence[Mapping[str, Any]], part: Part) -> list[int]:  # noqa: ARG002
+        """A seeded draw for each candidate; the lowest enter first."""
+        return [draw(self.seed, "distractor", entry["image_id"]) for entry in entries]
+
+
+@dataclass
+class HardCandidateStage(CandidateStage):
+    """The same, ranked by how much a candidate looks like what the gallery is asked for."""
+
+    inputs: ClassVar[tuple[str, ...]] = (*CandidateStage.inputs, "descriptors")
+    shared: ClassVar[tuple[str, ...]] = (*CandidateStage.shared, ASKED)
+    _asked: dict[str, NDArray[np.float32]] = field(default_factory=dict, init=False, repr=False)
+
+    def setup(self) -> None:
+        """Remember the descriptors of each gallery's references and targets, too."""
+        super().setup()
+        table = self.common[ASKED]
+        for place in table["gallery_id"].unique().to_pylist():
+            self._asked[place] = matrix(table.filter(pc.equal(table["gallery_id"], place))["descriptor"])
+
+    def ranks(self, entries: Sequence[Mapping[str, Any]], part: Part) -> list[int]:
+        """The distance to the nearest reference or target in ten thousandths, then a seeded draw.
+
+        Coarse steps, so that the last bits of a product, which differ between machines, decide nothing.
+        """
+        near = np.full(len(entries), -1.0)
+        described = part.tables["descriptors"]
+        places = np.array([entry["gallery_id"] for entry in entries])
+        for place in sorted(set(places.tolist()) & self._asked.keys()):
+            here = np.flatnonzero(places == place)
+            ids = pa.array([entries[i]["image_id"] for i in here.tolist()], pa.string())
+            vectors = matrix(described["descriptor"].take(pc.index_in(ids, value_set=described["image_id"])))
+            near[here] = (vectors @ self._asked[place].T).max(axis=1)
+        steps = np.rint((1.0 - near) * STEPS).astype(np.int64).tolist()
+        luck = super().ranks(entries, part)
+        return [
+            (far << DRAW_BITS) | (drawn >> (64 - DRAW_BITS)) for far, drawn in zip(steps, luck, strict=True)
+        ]
+
+
+def gather_asked(version_url: str, parts: int, seed: int) -> pa.Table:
+    """Descriptors of the references and targets of the dev and test galleries (gallery_id, descriptor).
+
+    At most ASKED_IMAGES of a gallery, by a seeded draw of their names: every worker holds them.
+    """
+    kept: dict[str, list[tuple[int, str, Any]]] = {}
+    tables = zip(
+        read_parts(version_url, "quadruples", parts, ["domain", "split", "reference_id", "target_ids"]),
+        read_parts(version_url, "descriptors", parts, ["image_id", "descriptor"]),
+        strict=True,
+    )
+    for quadruples, descriptors in tables:
+        places: dict[str, str] = {}
+        for row in quadruples.to_pylist():
+            if row["split"] in SPLITS:
+                used = [row["reference_id"], *row["target_ids"]]
+                places |= dict.fromkeys(used, gallery_id(row["domain"], row["split"]))
+        names = pa.array(list(places), pa.string())
+        wanted = descriptors.filter(pc.is_in(descriptors["image_id"], value_set=names))
+        vectors = matrix(wanted["descriptor"]) if len(wanted) else ()
+        for image_id, vector in zip(wanted["image_id"].to_pylist(), vectors, strict=True):
+            drawn = draw(seed, "asked", image_id), image_id, vector.copy()  # a view would keep the whole part
+            kept.setdefault(places[image_id], []).append(drawn)
+        for place, found in kept.items():
+            kept[place] = sorted(found, key=lambda f: f[:2])[:ASKED_IMAGES]
+    rows = [
+        {"gallery_id": place, "descriptor": vector}
+        for place, found in sorted(kept.items())
+        for *_, vector in found
+    ]
+    schema = pa.schema([("gallery_id", pa.string()), ("descriptor", pa.list_(pa.float32()))])
+    return pa.Table.from_pylist(rows, schema)
+
 
 def choose_distractors(
-    candidates: Iterable[pa.Table], queries: Mapping[str, Mapping[str, int]], limit: int
+    candidates: Iterable[pa.Table], queries: Mapping[str, Mapping[str, int]], options: GalleryOptions
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
-    """Fill each gallery with up to `limit` distractors whose categories are distributed as the queries' are.
+    """Fill each gallery with distractors up to its limit, their categories distributed as the queries' are.
 
-    Each category gets its share of `limit` (largest remainders), the lowest-ranked candidates first. What a category
+    Each category gets its share of the limit (largest remainders), the lowest-ranked candidates first. What a category
     cannot fill goes to the other categories of the queries, then to any category of the domain, lowest rank first.
     Memory is bounded by the galleries, not by the candidates.
 
     Args:
         candidates: tables of `records.DISTRACTORS`, in any order.
         queries: gallery → category → number of queries; galleries without queries get no distractor.
-        limit: most distractors of a gallery.
+        options: most distractors of each gallery.
 
     Returns:
         The chosen rows, sorted by image, and per gallery how many are matched (a category of the queries) and other.
@@ -98,16 +189,18 @@ def choose_distractors(
             if row["gallery_id"] in pools:
                 pool = pools[row["gallery_id"]].setdefault(row["category"], [])
                 pool.append((row["rank"], row["image_id"]))
-        for by_category in pools.values():
+        for place, by_category in pools.items():
             for category, pool in by_category.items():
-                by_category[category] = sorted(pool)[:limit]
+                by_category[category] = sorted(pool)[: options.most(domain_of(place))]
     chosen: list[dict[str, Any]] = []
     figures: dict[str, dict[str, int]] = {}
     for place, by_category in sorted(pools.items()):
         picked: list[tuple[int, str, str]] = []
         left: list[tuple[bool, int, str, str]] = []
+        limit = options.most(domain_of(place))
+        quotas = _quotas(queries[place], limit)
         for category, pool in by_category.items():
-            quota = _quotas(queries[place], limit).get(category, 0)
+            quota = quotas.get(category, 0)
             picked += [(rank, image, category) for rank, image in pool[:quota]]
             left += [(category not in queries[place], rank, image, category) for rank, image in pool[quota:]]
         picked += [

@@ -6,7 +6,7 @@ Both need all instances at once, but only a few bytes of each image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +199,7 @@ def _filtered(version_url: str, parts: int, columns: list[str]) -> Iterator[_Par
 
 
 def _figures(
-    options: DuplicateOptions, found: NearDuplicates, rows: list[Mapping[str, Any]]
+    options: DuplicateOptions, found: NearDuplicates, rows: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     gone = [r for r in rows if r["rejected"]]
     named = sorted(gone or rows, key=lambda r: (r["bits"], r["image_id"]))[:NAMED]

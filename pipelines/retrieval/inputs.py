@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from infra.base import storage, versions
 from infra.base.errors import OacirError, VersionError
+from pipelines.gallery import gallery_hash
 from pipelines.retrieval.engine import Gallery, QuerySet
 from training.anchors import anchors_of
 
@@ -233,11 +234,6 @@ def image_sizes(dataset: versions.Version) -> dict[str, tuple[int, int]]:
     images = dataset.table("images", ["image_id", "width", "height"])
     pairs = zip(images["width"].to_pylist(), images["height"].to_pylist(), strict=True)
     return dict(zip(images["image_id"].to_pylist(), pairs, strict=True))
-
-
-def gallery_hash(image_ids: Sequence[str]) -> str:
-    """The hash of a gallery as the build states it: SHA-256 over the sorted image ids, a line feed after each."""
-    return hashlib.sha256("".join(f"{i}\n" for i in sorted(image_ids)).encode()).hexdigest()
 
 
 def _query_set(

@@ -126,6 +126,23 @@ def test_galleries_hold_their_queries_and_strangers(built: tuple[Outcome, Versio
     assert {images[i] for i in strangers} == {"reserve"}
 
 
+@pytest.mark.ray
+def test_the_hardest_distractors_are_those_most_like_the_queries_images(
+    photos: Path, built: tuple[Outcome, Version], tmp_path: Path
+) -> None:
+    options = {"choice": "hardest", "domains": {"toys": 1}}
+    version = run(recipe(photos, gallery=options), tmp_path)[1]
+    members = version.table("gallery").to_pylist()
+    plain = [r for r in built[1].table("gallery").to_pylist() if not r["is_distractor"]]
+    assert [r for r in members if not r["is_distractor"]] == plain
+    (chosen,) = (r for r in members if r["is_distractor"])
+    vectors = {r["image_id"]: np.array(r["descriptor"]) for r in version.table("descriptors").to_pylist()}
+    asked = [vectors[r["image_id"]] for r in plain if r["gallery_id"] == chosen["gallery_id"]]
+    names = [f"toys/thing-08/{n}.jpg" for n in range(3)]
+    near = {name: max(float(a @ vectors[name]) for a in asked) for name in names}
+    assert chosen["image_id"] == max(near, key=near.__getitem__)
+
+
 @pytest.fixture(scope="module")
 def repeated(
     photo_folder: Any, tmp_path_factory: pytest.TempPathFactory, ray_session: None
