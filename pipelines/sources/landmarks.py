@@ -108,18 +108,35 @@ class Landmarks(TabledSource):
             names = pa.chunked_array([[_name(url) for url in table["category"].to_pylist()]], pa.string())
         else:
             return pa.repeat(DOMAIN, len(landmarks))
-        return pc.coalesce(names.take(pc.index_in(landmarks, table["landmark_id"])), DOMAIN)
+        named = pc.coalesce(names, DOMAIN).take(pc.index_in(landmarks, table["landmark_id"]))
+        return pc.coalesce(named, DOMAIN).dictionary_encode()
 
     def _attributed(self, found: pa.Table) -> pa.Table:
         url = storage.join(self.root, ATTRIBUTION)
         table = read_csv(url, ("id", "license"), ("author", "title", "url"))
+        table = pa.table(
+            {
+                "id": table["id"],
+                "licence": table["license"].dictionary_encode(),
+                "attribution": pa.chunked_array(
+                    [_credit(batch) for batch in table.to_batches()], pa.string()
+                ),
+            }
+        )
         here = table.take(pc.index_in(found["id"], table["id"]))
-        # each part with its comma or nothing; null_handling="skip" loses rows of which every part is null (pyarrow 25)
-        parts = [pc.binary_join_element_wise(here[n], "", ", ") for n in ("author", "title", "url")]
-        credit = pc.binary_join_element_wise(*(pc.coalesce(p, "") for p in parts), "")
-        credit = pc.utf8_rtrim(credit, ", ")
-        credit = pc.if_else(pc.equal(credit, ""), pa.scalar(None, pa.string()), credit)
-        return found.append_column("licence", here["license"]).append_column("attribution", credit)
+        return found.append_column("licence", here["licence"]).append_column(
+            "attribution", here["attribution"]
+        )
+
+
+def _credit(batch: pa.RecordBatch) -> pa.Array:
+    """Whom to name: author, title and URL, as far as there are any."""
+    # each part with its comma or nothing; null_handling="skip" loses rows of which every part is null (pyarrow 25)
+    parts = [
+        pc.coalesce(pc.binary_join_element_wise(batch[n], "", ", "), "") for n in ("author", "title", "url")
+    ]
+    credit = pc.utf8_rtrim(pc.binary_join_element_wise(*parts, ""), ", ")
+    return pc.if_else(pc.equal(credit, ""), pa.scalar(None, pa.string()), credit)
 
 
 def _name(url: str | None) -> str | None:

@@ -188,7 +188,7 @@ def match(claims: pa.Table, files: pa.Table, said_by: str) -> tuple[pa.Table, pa
         raise OacirError(f"{said_by}: a second row for {twice}; keep one")
     where = pc.index_in(claims["key"], value_set=files["key"])
     gone = claims["key"].filter(pc.is_null(where))
-    found, here = claims.filter(pc.is_valid(where)), files.take(where.drop_null())
+    found, here = _where(claims, pc.is_valid(where)), files.take(where.drop_null())
     for name in FILES.names:
         found = found.append_column(name, here[name])
     found, unusable = _usable(found)
@@ -196,7 +196,7 @@ def match(claims: pa.Table, files: pa.Table, said_by: str) -> tuple[pa.Table, pa
     if "reason" in found.column_names:
         wrong = found.filter(pc.is_valid(found["reason"]))
         refused.append(wrong.select(["path", "reason", "detail"]).rename_columns(REFUSED.names))
-        found = found.filter(pc.is_null(found["reason"]))
+        found = _where(found, pc.is_null(found["reason"]))
     stray = files.filter(pc.is_null(pc.index_in(files["key"], value_set=claims["key"])))
     stray, no_image = _usable(stray)
     return found, pa.concat_tables(
@@ -221,7 +221,12 @@ def _usable(files: pa.Table) -> tuple[pa.Table, pa.Table]:
             f"not named like an image ({', '.join(sorted(IMAGE_SUFFIXES))})",
         ),
     ]
-    return files.filter(pc.and_(named, pc.invert(absent))), pa.concat_tables(refused)
+    return _where(files, pc.and_(named, pc.invert(absent))), pa.concat_tables(refused)
+
+
+def _where(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """The rows of which the mask is true; where all are, as usual, without a copy of a table that may be large."""
+    return table if pc.all(mask, min_count=0).as_py() else table.filter(mask)
 
 
 def refusals(keys: pa.ChunkedArray | pa.Array, reason: str, detail: str) -> pa.Table:
@@ -237,7 +242,10 @@ def divide(scanned: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def rows(found: pa.Table, domain: str) -> pa.Table:
-    """Rows of the listing for matched claims: `instance`, `category`, and any of `box`, `licence`, `attribution`."""
+    """Rows for the listing of matched claims: `instance`, `category`, and any of `box`, `licence`, `attribution`.
+
+    Columns may be dictionaries of texts, and those that the data do not have are left out: pieces are made whole later.
+    """
     here = pa.repeat(domain, len(found))
     columns = {
         "image_id": pc.binary_join_element_wise(here, found["path"], "/"),
@@ -249,7 +257,7 @@ def rows(found: pa.Table, domain: str) -> pa.Table:
         "mark": found["mark"],
     }
     more = [n for n in ("box", "licence", "attribution") if n in found.column_names]
-    return conform(pa.table(columns | {n: found[n] for n in more}), "listing")
+    return pa.table(columns | {n: found[n] for n in more})
 
 
 def component(names: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -270,7 +278,7 @@ def _sound(listing: pa.Table) -> tuple[pa.Table, pa.Table]:
     for name in ("image_id", "instance_id"):
         harmful = pc.or_(harmful, pc.match_substring_regex(listing[name], _HOSTILE))
     refused = refusals(listing["image_id"].filter(harmful), "bad_label", "a name that is no plain path")
-    listing = listing.filter(pc.invert(harmful))
+    listing = _where(listing, pc.invert(harmful))
     if pc.count_distinct(listing["image_id"]).as_py() < len(listing):
         listing = listing.sort_by([("image_id", "ascending"), ("uri", "ascending")])
         ids = listing["image_id"].combine_chunks()
