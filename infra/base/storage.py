@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from infra.base.cloud import bucket_of, in_one_line, require_bucket
 from infra.base.errors import OacirError
 from infra.base.folders import files_below
 
@@ -44,6 +45,8 @@ def is_s3(url: str) -> bool:
 def absolute(url: str) -> str:
     """The URL in the one form used everywhere: an absolute local path or an s3:// URL, no trailing slash."""
     if is_s3(url):
+        if not bucket_of(url):
+            raise OacirError(f"{url}: names no bucket; allowed are a local path or s3://bucket/prefix")
         return url.rstrip("/")
     if "://" in url and not url.startswith("file://"):
         raise OacirError(f"{url}: unknown storage; allowed are a local path or s3://bucket/prefix")
@@ -79,13 +82,17 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
     return arrow_fs.LocalFileSystem(), path
 
 
+@in_one_line
 def exists(url: str) -> bool:
     """Whether a file or folder lies there, asked of the store itself, not of a cached listing."""
     if not is_s3(url):
         return Path(url).exists()
     filesystem_, path = filesystem(url)
     filesystem_.invalidate_cache()
-    return bool(filesystem_.exists(path))
+    if filesystem_.exists(path):
+        return True
+    require_bucket(url, filesystem_)
+    return False
 
 
 def byte_range(url: str, offset: int, length: int) -> str:
@@ -93,6 +100,7 @@ def byte_range(url: str, offset: int, length: int) -> str:
     return f"{url}#bytes={offset}+{length}"
 
 
+@in_one_line
 def read_bytes(url: str) -> bytes:
     """The whole file, or the run of bytes that a `byte_range` names, in one read.
 
@@ -129,6 +137,7 @@ def _read_range(url: str, offset: int, length: int) -> bytes:
     return data
 
 
+@in_one_line
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing, also after a kill in mid-write."""
     filesystem_, path = filesystem(url)
@@ -151,6 +160,7 @@ def write_bytes(url: str, data: bytes) -> None:
         ) from error
 
 
+@in_one_line
 def write_new(url: str, data: bytes) -> bool:
     """Write a file only if none lies there (conditional put on S3, hard link locally); says whether it did."""
     filesystem_, path = filesystem(url)
@@ -176,6 +186,7 @@ def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
+@in_one_line
 def fetch(url: str, file: Path) -> None:
     """Copy a stored file to a path on this machine without holding it in memory.
 
@@ -191,6 +202,7 @@ def fetch(url: str, file: Path) -> None:
         ) from error
 
 
+@in_one_line
 def send(file: Path, url: str) -> None:
     """Copy a file of this machine to a URL without holding it in memory, so that a reader sees all of it or nothing."""
     filesystem_, path = filesystem(url)
@@ -210,6 +222,7 @@ def send(file: Path, url: str) -> None:
         ) from error
 
 
+@in_one_line
 def list_files(url: str) -> Iterator[FileInfo]:
     """Every file below a folder in path order (byte order of the relative path); our own temporary files are left out.
 
@@ -226,14 +239,16 @@ def list_files(url: str) -> Iterator[FileInfo]:
         entries = [_object(key, info, path) for key, info in found.items()]
     else:
         entries = [_file(file, Path(path)) for file in files_below(Path(path))]
-    yield from _in_order(entries)
+    return iter(_in_order(entries))
 
 
+@in_one_line
 def files_in(url: str) -> list[FileInfo]:
     """The files directly in a folder, by name, as `list_files` gives them; none where nothing lies."""
     filesystem_, path = filesystem(url)
     if is_s3(url):
         filesystem_.invalidate_cache(path)
+        require_bucket(url, filesystem_)
         found = filesystem_.ls(path, detail=True) if filesystem_.isdir(path) else []
         files = [e for e in found if e["type"] == "file" and e["name"].rstrip("/") != path.rstrip("/")]
         entries = [_object(e["name"], e, path) for e in files]
@@ -264,6 +279,7 @@ def _file(file: Path, folder: Path) -> FileInfo:
     return FileInfo(file.relative_to(folder).as_posix(), size, mark)
 
 
+@in_one_line
 def last_change(url: str) -> float | None:
     """When a file below a folder was last written, in seconds since the epoch; None where none lies."""
     filesystem_, path = filesystem(url)
@@ -274,11 +290,13 @@ def last_change(url: str) -> float | None:
     return max(times, default=None)
 
 
+@in_one_line
 def list_folders(url: str) -> list[str]:
     """Names of the folders directly below a URL, sorted; empty where nothing lies."""
     filesystem_, path = filesystem(url)
     if is_s3(url):
         filesystem_.invalidate_cache()
+        require_bucket(url, filesystem_)
     if not filesystem_.isdir(path):
         return []
     return sorted(
@@ -286,6 +304,7 @@ def list_folders(url: str) -> list[str]:
     )
 
 
+@in_one_line
 def remove(url: str) -> None:
     """Delete a file or a whole folder; nothing there is fine."""
     filesystem_, path = filesystem(url)
@@ -295,6 +314,7 @@ def remove(url: str) -> None:
         filesystem_.rm(path, recursive=True)
 
 
+@in_one_line
 def sha256_of(url: str) -> str:
     """SHA-256 of a file's bytes, read in pieces."""
     filesystem_, path = filesystem(url)
@@ -305,6 +325,7 @@ def sha256_of(url: str) -> str:
     return digest.hexdigest()
 
 
+@in_one_line
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """One parquet file as an Arrow table, with these columns in this order.
 
@@ -336,6 +357,7 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
         ) from error
 
 
+@in_one_line
 def write_table(url: str, table: pa.Table) -> None:
     """One Arrow table as a parquet file, whole or not at all."""
     import pyarrow as pa
