@@ -84,8 +84,16 @@ class GalleryOptions(Config):
 
     distractors_per_domain: int = Field(1000, ge=0)
     """Most images of instances without queries in a domain's gallery, matched to the queries' categories."""
+    domains: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Domain → most distractors of its galleries, where not distractors_per_domain."""
+    choice: Literal["random", "hardest"] = "random"
+    """Which candidates of a category enter: drawn by seed, or those most like a reference or target of the gallery."""
     dev_share: float = Field(0.2, ge=0.0, lt=1.0)
     """Share of the instances without queries that go to the dev galleries instead, as many distractors at most."""
+
+    def most(self, domain: str) -> int:
+        """Most distractors of a domain's gallery."""
+        return self.domains.get(domain, self.distractors_per_domain)
 
 
 class BuildRecipe(Config):
