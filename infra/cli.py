@@ -60,8 +60,15 @@ VERBS: dict[str, Verb] = {
         "pipelines.exporting:ExportRecipe",
         "pipelines.exporting:export",
     ),
-    "data list": Verb("every version under the root", "pipelines.data:ListRecipe", "pipelines.data:list_all"),
-    "data show": Verb("one version in full", "pipelines.data:ShowRecipe", "pipelines.data:show"),
+    "data list": Verb(
+        "every version under the root",
+        "pipelines.data:ListRecipe",
+        "pipelines.data:list_all",
+        no_out=MAKES_NOTHING,
+    ),
+    "data show": Verb(
+        "one version in full", "pipelines.data:ShowRecipe", "pipelines.data:show", no_out=MAKES_NOTHING
+    ),
     "data verify": Verb(
         "every byte, account, hash and gallery of a version",
         "pipelines.verify:VerifyRecipe",
