@@ -30,6 +30,8 @@ class Verb:
     function: str
     no_out: str = ""
     """Why --out has no meaning here and what to give instead; empty where it has one."""
+    needs_config: bool = False
+    """Whether a recipe has to be named: the defaults of its fields, taken together, suit nobody."""
 
     def load(self) -> tuple[type[Config], Any]:
         """The recipe class and the function."""
@@ -88,10 +90,16 @@ VERBS: dict[str, Verb] = {
         no_out=MAKES_NOTHING,
     ),
     "embed": Verb(
-        "images → frozen features (Ray Data)", "training.config:TrainRecipe", "pipelines.embed:embed"
+        "images → frozen features (Ray Data)",
+        "training.config:TrainRecipe",
+        "pipelines.embed:embed",
+        needs_config=True,
     ),
     "train": Verb(
-        "benchmark + features → model (Ray Train)", "training.config:TrainRecipe", "training.trainer:train"
+        "benchmark + features → model (Ray Train)",
+        "training.config:TrainRecipe",
+        "training.trainer:train",
+        needs_config=True,
     ),
     "convert": Verb(
         "checkpoints of the authors, LAVIS or Hugging Face → model, and back",
@@ -173,6 +181,11 @@ def _run(call: Call) -> int:
     if not call.debug:
         quiet()
     recipe_class, function = _verb(call.verb).load()
+    if _verb(call.verb).needs_config and call.config is None:
+        from infra.base.recipe_files import shipped_for
+
+        shipped = ", ".join(shipped_for(recipe_class))
+        _usage(f"{call.verb} needs a recipe; name one with --config: {shipped} (shipped), or a file of yours")
     recipe = load_recipe(recipe_class, call.config, call.overrides)
     logging.basicConfig(
         level=logging.DEBUG if call.debug else logging.WARNING,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -18,7 +18,7 @@ from pipelines.sources.stanford_cars import StanfordCarsConfig
 from pipelines.sources.webdataset import WebDatasetConfig
 from pipelines.sources.world import WorldSourceConfig
 
-EXECUTION_ONLY = ("workers", "images_per_part")
+EXECUTION_ONLY: dict[str, Any] = {"workers": True, "images_per_part": True, "encoder": {"gpus"}}
 """Options that change how a build runs, never what it makes."""
 
 
@@ -148,9 +148,20 @@ class BuildRecipe(Config):
             )
         return thresholds
 
+    @field_validator("annotator")
+    @classmethod
+    def _knows_the_source(cls, annotator: str, info: ValidationInfo) -> str:
+        source = info.data.get("source")
+        if annotator == "world" and source is not None and source.kind != "world":
+            raise ValueError(
+                "the world's oracle knows only rendered scenes, whose exact truth it reads; for"
+                f" source.kind = {source.kind} set annotator to plain or auto"
+            )
+        return annotator
+
     def key(self, fingerprint: str) -> str:
         """The key of the version this recipe makes of an input with that fingerprint."""
-        data = self.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
+        data = self.model_dump(mode="json", exclude=EXECUTION_ONLY)
         if "root" in data["source"]:
             data["source"]["root"] = storage.absolute(data["source"]["root"])
         return recipe_hash(data, fingerprint)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,9 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
     Raises:
         OacirError: no such dataset, or an image is gone or no longer the one that the benchmark was built from.
     """
+    warning = recipe.model.warning()
+    if warning and not context.dry_run:
+        logging.getLogger(__name__).warning(warning)
     plans = _plans(recipe, context)
     if not len(plans[0].wanted.images):
         raise OacirError(
@@ -82,14 +86,15 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
             " (images and views); leave --out away"
         )
     outcomes = [_outcome(recipe, plan, context) for plan in plans]
+    planned = (f"warning: {warning}",) if warning and context.dry_run else ()
     if len(outcomes) == 1:
-        return outcomes[0]
+        return replace(outcomes[0], details=(*outcomes[0].details, *planned))
     whole, views = outcomes
     return Outcome(
         f"{whole.message}; {views.message}",
         whole.location,
         whole.figures | {"views": views.figures | {"location": views.location}},
-        (*whole.details, *views.details),
+        (*whole.details, *views.details, *planned),
     )
 
 

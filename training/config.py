@@ -66,6 +66,15 @@ class ModelSection(Config):
             raise ValueError("region 'mask' has an effect only with a modulation or another reference_view")
         return self
 
+    def warning(self) -> str | None:
+        """What to know before anything is computed with this model; None where there is nothing."""
+        if self.weights is not None or self.preset == "tiny":
+            return None
+        return (
+            f"model.weights is null: the image tower of {self.preset} is random and stays so, and the model learns"
+            " from what it sees; set model.weights to a folder that `oacir convert` wrote, a finished run or a Hub id"
+        )
+
 
 class EmbedSection(Config):
     """How the frozen tower's tokens are computed and stored."""

@@ -68,6 +68,9 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
         OacirError: no such dataset, no features or stale ones, or training failed.
     """
     began = time.monotonic()
+    warning = recipe.model.warning()
+    if warning and not context.dry_run:
+        logging.getLogger(__name__).warning(warning)
     inputs = _inputs(recipe, context)
     key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.stores[0].key)
     if context.dry_run:
@@ -171,7 +174,9 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
     details = tuple(
         f"{name.replace('_', ' ')}: {value:,}" for name, value in figures.items() if name != "key"
     )
-    return Outcome(f"dry run: would train run {recipe.name}/{key}", None, figures, details)
+    warning = recipe.model.warning()
+    warned = (f"warning: {warning}",) if warning else ()
+    return Outcome(f"dry run: would train run {recipe.name}/{key}", None, figures, (*details, *warned))
 
 
 def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, float], int]:

@@ -193,6 +193,17 @@ def test_help_answers_in_under_a_second_and_imports_nothing_heavy() -> None:
     assert best < 1.0
 
 
+@pytest.mark.parametrize("verb", ["embed", "train"])
+def test_what_needs_a_recipe_says_so_and_names_the_shipped_ones(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([verb, "--dataset", "nowhere"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{verb} needs a recipe; name one with --config:" in line
+    assert "tiny.yaml" in line
+    assert "adafocal_vit_g.yaml" in line
+
+
 @pytest.mark.usefixtures("toy")
 def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["toy", "--fail", "gate", "--json"]) == 3

@@ -31,7 +31,7 @@ def test_the_key_names_what_is_made_not_how_it_runs(tmp_path: Path, monkeypatch:
         return load_recipe(BuildRecipe, "photos", overrides).key(fingerprint)
 
     same = key()
-    assert key(workers="7", images_per_part="9") == same
+    assert key(workers="7", images_per_part="9", encoder__gpus="1") == same
     monkeypatch.chdir(tmp_path)
     assert key(source__root="x") == key(source__root=str(tmp_path / "x"))
     different = [key("other"), key(seed="1"), key(max_pairs_per_instance="9"), key(source__root="elsewhere")]
@@ -48,6 +48,15 @@ def test_thresholds_of_another_descriptor_are_refused() -> None:
         RecipeError, match=r"set thresholds made for it and thresholds.calibrated_for = offline"
     ):
         load_recipe(BuildRecipe, "oacirr", [("encoder.model", "null")])
+
+
+def test_the_worlds_oracle_is_refused_for_photos_before_any_work() -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(BuildRecipe, "photos", [("annotator", "world")])
+    (line,) = error.value.problems
+    assert "annotator" in line
+    assert "for source.kind = image_folder set annotator to plain or auto" in line
+    assert load_recipe(BuildRecipe, "world", [("annotator", "world")]).annotator == "world"
 
 
 def test_the_papers_thresholds() -> None:

@@ -63,6 +63,23 @@ def test_tokens_are_the_towers_own(ray_session: None, benchmark: Version) -> Non
     assert embed(beta0, context(benchmark)).location == outcome.location
 
 
+def test_a_random_tower_of_real_size_is_warned_of_once_in_the_plan_and_at_the_start(
+    ray_session: None, benchmark: Version, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {
+        "vision_config.hidden_size": 16, "vision_config.num_attention_heads": 2, "vision_config.num_hidden_layers": 1,
+        "vision_config.intermediate_size": 16, "vision_config.image_size": 28, "qformer.hidden_size": 16,
+        "qformer.num_attention_heads": 2, "qformer.num_hidden_layers": 2, "qformer.intermediate_size": 16,
+    }  # fmt: skip
+    model = {"preset": "vit_g", "overrides": sizes, "modulation": "none", "reference_view": "crop"}
+    ours = recipe(benchmark, model=model)
+    plan = embed(ours, context(benchmark, "warned", dry_run=True))
+    assert sum("the image tower of vit_g is random" in line for line in plan.details) == 1
+    assert not caplog.records
+    embed(ours, context(benchmark, "warned"))
+    assert [r.levelname for r in caplog.records if "vit_g is random" in r.getMessage()] == ["WARNING"]
+
+
 @pytest.mark.parametrize("view", ["crop", "drawn"])
 def test_a_view_gets_a_store_of_its_own_beside_that_of_the_images(
     ray_session: None, benchmark: Version, view: str

@@ -90,6 +90,15 @@ def test_a_runs_key_depends_on_what_decides_over_its_result(key: str, value: str
     assert (plain.identity("data", "features") == changed.identity("data", "features")) is same
 
 
+def test_a_random_tower_of_real_size_is_warned_of() -> None:
+    warning = load_recipe(TrainRecipe, "adafocal_vit_g").model.warning()
+    assert warning is not None
+    assert "the image tower of vit_g is random and stays so" in warning
+    assert "set model.weights" in warning
+    assert load_recipe(TrainRecipe, "adafocal_vit_g", [("model.weights", "there")]).model.warning() is None
+    assert load_recipe(TrainRecipe, "tiny").model.warning() is None
+
+
 def test_a_runs_key_depends_on_data_and_features() -> None:
     recipe = load_recipe(TrainRecipe, "tiny")
     keys = {recipe.identity(data, features) for data in "ab" for features in "cd"}

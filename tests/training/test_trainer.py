@@ -16,7 +16,7 @@ from infra.base.errors import OacirError, VersionError
 from infra.base.versions import Version, open_version
 from pipelines.embed import embed
 from training import checkpoints
-from training.config import TrainRecipe
+from training.config import ModelSection, TrainRecipe
 from training.data import Sampler, read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
@@ -149,6 +149,15 @@ def test_a_dry_run_states_the_plan_and_writes_nothing(trained: Trained) -> None:
     assert sorted(Path(trained.root).rglob("*")) == before
     assert (plan["steps"], plan["batch_size_per_worker"], plan["quadruples"]) == (120, 12, 64)
     assert plan["checkpoint_bytes"] == 12 * plan["trained_parameters"]
+
+
+@pytest.mark.ray
+def test_a_plan_on_a_random_tower_of_real_size_says_so(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSection, "warning", lambda self: "the tower is random")
+    plan = train(small_recipe(), Context(root=trained.root, dry_run=True))
+    assert plan.details[-1] == "warning: the tower is random"
 
 
 @pytest.mark.ray
