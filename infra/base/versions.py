@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import logging
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from infra.base.errors import OacirError, VersionError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 MANIFEST, MARKER = "manifest.json", "started.json"
 Kind = Literal["datasets", "features", "runs", "evaluations", "sweeps"]
@@ -58,8 +60,10 @@ class Manifest(Config):
     """Role → content hash of the version it was made from."""
     code_version: str
     created_at: str
+    """ISO time in UTC. As texts these sort by time, also beside the whole seconds of earlier code."""
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Seconds of each stage, summed over its parallel workers and over the runs that made it."""
+    """Seconds by stage. Of a build, summed over its parallel workers and all runs that worked on it; of embed, train
+    and evaluate, of the run that finished it alone."""
     wall_seconds: float | None = None
     """From the start to the end of the run that finished it; null in versions that earlier code made."""
     accounts: dict[str, list[Account]] = Field(default_factory=dict)
@@ -144,7 +148,7 @@ class Draft:
             recipe=self.recipe,
             parents=dict(parents or {}),
             code_version=code_version(),
-            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
             seconds={k: round(v, 3) for k, v in (seconds or {}).items()},
             wall_seconds=round(time.monotonic() - self.began, 3),
             accounts={stage: [a.check() for a in items] for stage, items in (accounts or {}).items()},
@@ -195,7 +199,7 @@ def open_version(url: str) -> Version:
     place = storage.join(url, MANIFEST)
     if not storage.exists(place):
         state = (
-            "is unfinished; run the command that makes it again"
+            "is unfinished; the same command goes on (run again what makes it)"
             if storage.exists(storage.join(url, MARKER))
             else "is no version of oacir (no manifest.json); check the path"
         )
@@ -227,11 +231,12 @@ def resolve(root: str, kind: Kind, reference: str, holding: str | None = None) -
     Raises:
         VersionError: nothing of that name, with what there is.
     """
-    if storage.is_s3(reference) or storage.exists(storage.join(storage.absolute(reference), MANIFEST)):
+    place = storage.absolute(reference)
+    if storage.is_s3(reference) or any(storage.exists(storage.join(place, f)) for f in (MANIFEST, MARKER)):
         return open_version(reference)
     base = storage.join(storage.absolute(root), kind)
     name, _, key = reference.partition("/")
-    if key and storage.exists(storage.join(base, name, key, MANIFEST)):
+    if key and any(storage.exists(storage.join(base, name, key, f)) for f in (MANIFEST, MARKER)):
         return open_version(storage.join(base, name, key))
     found = [v for v in list_versions(root, kind, name) if v.holds(holding)] if not key else []
     if not found:
@@ -240,20 +245,44 @@ def resolve(root: str, kind: Kind, reference: str, holding: str | None = None) -
             or "none"
         )
         raise VersionError(
-            f"no finished {kind} '{reference}'{f' with {holding}' if holding else ''} (neither a path nor under"
-            f" {base}); there are: {there}"
+            f"no finished {kind} '{reference}'{f' with {holding}' if holding else ''} (neither the path of one nor under"
+            f" {base}); there are: {there}{_begun(base, name) if not key else ''}"
         )
     return max(found, key=lambda v: v.manifest.created_at)
 
 
 def list_versions(root: str, kind: Kind, name: str | None = None) -> list[Version]:
-    """Every finished version of a kind under the root, unfinished ones left out."""
+    """Every finished version of a kind under the root; one that cannot be read is left out with a warning."""
     base = storage.join(storage.absolute(root), kind)
     names = [name] if name else storage.list_folders(base)
     places = [
         storage.join(base, n, key) for n in names for key in storage.list_folders(storage.join(base, n))
     ]
-    return [open_version(p) for p in places if storage.exists(storage.join(p, MANIFEST))]
+    found = []
+    for place in places:
+        if storage.exists(storage.join(place, MANIFEST)):
+            try:
+                found.append(open_version(place))
+            except VersionError as error:
+                _warn_once(f"left out: {error}")
+    return found
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A command may look through the same versions several times."""
+    log.warning(text)
+
+
+def _begun(base: str, name: str) -> str:
+    """What lies unfinished under a name, for the message that nothing finished does."""
+    places = [storage.join(base, name, key) for key in storage.list_folders(storage.join(base, name))]
+    found = [
+        f"{name}/{storage.name_of(p)}"
+        for p in places
+        if storage.exists(storage.join(p, MARKER)) and not storage.exists(storage.join(p, MANIFEST))
+    ]
+    return f"; unfinished, the same command goes on: {', '.join(found)}" if found else ""
 
 
 def file_entry(version_url: str, path: str, rows: int | None = None) -> FileEntry:

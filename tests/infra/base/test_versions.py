@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_a_version_is_invisible_until_its_manifest_is_written(tmp_path: Path) ->
     half = draft(tmp_path)
     assert half.finished is None
     assert versions.list_versions(str(tmp_path), "datasets") == []
-    with pytest.raises(VersionError, match="unfinished; run the command"):
+    with pytest.raises(VersionError, match="unfinished; the same command goes on"):
         versions.open_version(half.url)
     version = finish(tmp_path)
     assert draft(tmp_path).finished == version.manifest
@@ -50,8 +51,7 @@ def test_reference_by_path_by_name_and_by_key(tmp_path: Path) -> None:
     first, second = finish(tmp_path, "k1"), finish(tmp_path, "k2")
     assert versions.resolve(root, "datasets", first.url) == first
     assert versions.resolve(root, "datasets", "toy/k2") == second
-    newest = max((first, second), key=lambda v: v.manifest.created_at)
-    assert versions.resolve(root, "datasets", "toy").manifest.created_at == newest.manifest.created_at
+    assert versions.resolve(root, "datasets", "toy") == second  # the newest, also within one second
     with pytest.raises(VersionError, match="there are: toy/k1, toy/k2"):
         versions.resolve(root, "datasets", "other")
 
@@ -67,6 +67,52 @@ def test_a_name_means_the_newest_version_that_holds_what_is_asked_for(tmp_path: 
     assert not later.holds("rows")
     with pytest.raises(VersionError, match=r"no finished datasets 'toy' with row \(neither"):
         versions.resolve(root, "datasets", "toy", holding="row")
+
+
+def stamp(version: versions.Version, created_at: str) -> None:
+    manifest = json.loads(storage.read_bytes(version.path("manifest.json"))) | {"created_at": created_at}
+    storage.write_bytes(version.path("manifest.json"), json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00.000001+00:00"),
+        ("2026-01-01T00:00:00.999999+00:00", "2026-01-01T00:00:01+00:00"),
+        ("2026-01-01T00:00:00.1+00:00", "2026-01-01T00:00:00.200000+00:00"),
+    ],
+)
+def test_times_of_earlier_code_and_finer_ones_sort_together(tmp_path: Path, first: str, second: str) -> None:
+    newer, older = finish(tmp_path, "k1"), finish(tmp_path, "k2")
+    stamp(older, first)
+    stamp(newer, second)
+    assert versions.resolve(str(tmp_path), "datasets", "toy").manifest.key == "k1"
+
+
+def test_a_damaged_manifest_stands_in_nobody_elses_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, good, bad = str(tmp_path), finish(tmp_path, "k1"), finish(tmp_path, "k2")
+    storage.write_bytes(bad.path("manifest.json"), b"{")
+    with caplog.at_level(logging.WARNING):
+        assert versions.resolve(root, "datasets", "toy") == good
+        assert versions.list_versions(root, "datasets") == [good]
+    (message,) = caplog.messages
+    assert message.startswith(f"left out: {bad.url}/manifest.json: damaged manifest")
+    for reference in (bad.url, "toy/k2"):
+        with pytest.raises(VersionError, match="damaged manifest"):
+            versions.resolve(root, "datasets", reference)
+
+
+def test_what_is_unfinished_is_said_to_be(tmp_path: Path) -> None:
+    half, root = draft(tmp_path), str(tmp_path)
+    for reference in (half.url, "toy/k1"):
+        with pytest.raises(VersionError, match=r"toy/k1: is unfinished; the same command goes on"):
+            versions.resolve(root, "datasets", reference)
+    with pytest.raises(VersionError, match=r"there are: none; unfinished, the same command goes on: toy/k1$"):
+        versions.resolve(root, "datasets", "toy")
+    with pytest.raises(VersionError, match=r"there are: none$"):
+        versions.resolve(root, "datasets", "other")
 
 
 def test_another_recipe_never_writes_into_a_place_that_is_taken(tmp_path: Path) -> None:
