@@ -59,11 +59,12 @@ class QueryRecipe(Config):
     box: str | None = None
     """The object's box, x1,y1,x2,y2 in pixels of the upright image; null asks without a box (no modulation)."""
     mask: str | None = None
-    """Path or URL of the object's mask, in place of the box: a PNG of the upright image's size, not 0 inside."""
+    """Path or URL of the object's mask, in place of the box: a PNG of the upright image's size, not 0 inside; null asks
+    with the box."""
     text: str
     """What should change, in one sentence."""
     category: str | None = None
-    """What the object is called; needed for a model whose texts name it."""
+    """What the object is called; needed for a model whose texts name it, null for any other."""
     top_k: Annotated[int, Field(ge=1, le=1000)] = 10
     """How many images to return."""
     picture: str | None = None

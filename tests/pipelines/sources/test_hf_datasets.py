@@ -7,10 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from photo_sources import picture, reasons, refused, rows, write
 
 from infra.base import storage
 from infra.base.errors import OacirError
+from infra.base.ray_session import connect
 from pipelines.sources import hf_rows
 from pipelines.sources.hf_datasets import HuggingFace
 from pipelines.sources.hf_rows import HuggingFaceConfig, scan_arrow
@@ -191,6 +193,11 @@ def test_images_in_files_of_their_own(form: str, tmp_path: Path, request: pytest
 def test_a_parquet_folder_is_unpacked_once(
     place: str, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if storage.is_s3(
+        place
+    ):  # workers have the environment in which their session began: before there was a server
+        ray.shutdown()
+        connect(cpus=2, address="local")
     card = "---\nlicense:\n- mit\n- other\n---\n# A data set\n"
     files = {
         "data/train-00000-of-00002-ab12.parquet": parquet(ROWS[:3]),
