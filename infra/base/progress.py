@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
+
+FEW = 3
+"""So many units after the first tell a rate."""
+SLOW = 0.1
+"""Units per second below which the seconds of one are said instead."""
 
 
 def duration(seconds: float) -> str:
@@ -22,16 +28,26 @@ class Progress:
     """A line that says how far a piece of work is.
 
     On a terminal the line is rewritten in place; elsewhere (a log file) one line is written every `every_s` seconds.
+    The rate is that from the first unit to the latest, so that starting workers and loading models does not count.
     """
 
     def __init__(
-        self, label: str, total: int, unit: str, *, done: int = 0, stream: TextIO | None = None
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.resumed = done, done
         self.stream = stream or sys.stderr
-        self.began = time.monotonic()
-        self.last = self.began
+        self.clock = clock
+        self.began = self.last_written = clock()
+        self.first: tuple[float, int] | None = None
+        self.latest = (self.began, done)
         self.every_s = 0.2 if self.stream.isatty() else 15.0
 
     def __enter__(self) -> Progress:
@@ -45,22 +61,32 @@ class Progress:
     def update(self, count: int = 1, note: str = "") -> None:
         """Say that `count` more units are done; the note (a loss, say) ends the line."""
         self.done += count
-        now = time.monotonic()
-        if now - self.last >= self.every_s:
-            self.last = now
+        now = self.clock()
+        if count:
+            self.latest = (now, self.done)
+            self.first = self.first or self.latest
+        if now - self.last_written >= self.every_s:
+            self.last_written = now
             self._write(note=note)
 
+    def _rate(self) -> float:
+        """Units per second since the first one; 0 until there are a few."""
+        if self.first is None:
+            return 0.0
+        seconds, units = self.latest[0] - self.first[0], self.latest[1] - self.first[1]
+        return units / seconds if units >= FEW and seconds > 0 else 0.0
+
     def _write(self, *, note: str = "", final: bool = False, failed: bool = False) -> None:
-        spent = time.monotonic() - self.began
-        rate = (self.done - self.resumed) / spent if spent > 0 else 0.0
+        rate = self._rate()
+        pace = f"{rate:,.1f} {self.unit}/s" if rate >= SLOW else f"{duration(1 / rate)} each" if rate else ""
         text = f"{self.label}: {self.done:,} of {self.total:,} {self.unit}"
         if final:
-            text += f" in {duration(spent)}" + (f" ({rate:,.1f} {self.unit}/s)" if rate else "")
+            text += f" in {duration(self.clock() - self.began)}" + (f" ({pace})" if pace else "")
             text += f", {self.resumed:,} from an earlier run" if self.resumed else ""
             text += ", stopped" if failed else ""
         else:
-            left = (self.total - self.done) / rate if rate > 0 else 0.0
-            text += f", {rate:,.1f} {self.unit}/s, {duration(left)} left" + (f", {note}" if note else "")
+            left = f"{duration((self.total - self.done) / rate)} left" if rate else ""
+            text += "".join(f", {part}" for part in (pace, left, note) if part)
         if self.stream.isatty():
             self.stream.write("\r\x1b[2K" + text + ("\n" if final else ""))
         else:

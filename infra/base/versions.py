@@ -245,8 +245,8 @@ def resolve(root: str, kind: Kind, reference: str, holding: str | None = None) -
             or "none"
         )
         raise VersionError(
-            f"no finished {kind} '{reference}'{f' with {holding}' if holding else ''} (neither the path of one nor under"
-            f" {base}); there are: {there}{_begun(base, name) if not key else ''}"
+            f"no finished {kind} '{reference}'{f' with {holding}' if holding else ''} (neither the path of one nor"
+            f" under {base}); there are: {there}{_begun(base, name) if not key else ''}"
         )
     return max(found, key=lambda v: v.manifest.created_at)
 
