@@ -30,7 +30,8 @@ class ExportRecipe(Config):
     shard_bytes: Annotated[int, Field(ge=1_000_000)] = 200_000_000
     """huggingface: bytes of images in a parquet file."""
     push: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
-    """huggingface: dataset repository on the Hub (owner/name) to upload to; needs a token (`hf auth login`); null uploads nothing."""
+    """huggingface: dataset repository on the Hub (owner/name) to upload to, which needs a token (`hf auth login`);
+    null uploads nothing."""
     private: bool = True
     """huggingface: whether a repository that push creates is private."""
 
