@@ -98,6 +98,8 @@ class TrainingSection(Config):
     """Stop after this many steps, with the schedule ending there; null runs all epochs."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Quadruples per step over all workers."""
+    leave_out_domains: tuple[str, ...] = ()
+    """Domains that nothing is trained on or chosen by; evaluated as ever, they give the cross-domain figures."""
     one_domain_per_batch: bool = False
     """Draw each batch from one domain, so that all its negatives are of the same kind as the target."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5

@@ -195,12 +195,30 @@ def training_texts(quadruples: pa.Table, entity: TextEntity) -> list[str]:
     return [name_entity(text, entity, *known) for text, *known in zip(*columns, strict=True)]
 
 
-def read_quadruples(dataset: Version, split: str) -> pa.Table:
-    """The quadruples of a split, sorted by query_id so that no file layout changes the training."""
+def read_quadruples(dataset: Version, split: str, without: Sequence[str] = ()) -> pa.Table:
+    """The quadruples of a split, sorted by query_id so that no file layout changes the training.
+
+    Args:
+        dataset: the benchmark.
+        split: train, dev or test.
+        without: domains that are left out.
+
+    Raises:
+        OacirError: the benchmark has no such domain to leave out.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     table = all_quadruples(dataset)
-    return table.filter(pc.equal(table["split"], split)).sort_by("query_id")
+    domains = pc.unique(table["domain"]).to_pylist()
+    if unknown := sorted(set(without) - set(domains)):
+        raise OacirError(
+            f"{dataset.url}: training.leave_out_domains names {', '.join(unknown)}; its domains are"
+            f" {', '.join(sorted(domains))}"
+        )
+    table = table.filter(pc.equal(table["split"], split))
+    left_out = pc.is_in(table["domain"], value_set=pa.array(list(without), pa.string()))
+    return table.filter(pc.invert(left_out)).sort_by("query_id")
 
 
 def all_quadruples(dataset: Version) -> pa.Table:

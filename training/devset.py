@@ -51,11 +51,13 @@ def mean_by_step(rows: Sequence[Sequence[float]]) -> dict[int, float]:
     return {step: sum(values) / len(values) for step, values in by_step.items()}
 
 
-def load_dev(dataset: Version, store: FeatureStore, processor: AdaFocalProcessor) -> list[Gallery]:
-    """The dev galleries, one per domain that has dev queries, in order of the domain's name."""
+def load_dev(
+    dataset: Version, store: FeatureStore, processor: AdaFocalProcessor, without: Sequence[str] = ()
+) -> list[Gallery]:
+    """The dev galleries, one per domain that has dev queries and is not left out, in order of the domain's name."""
     import pyarrow.compute as pc
 
-    quadruples = read_quadruples(dataset, "dev")
+    quadruples = read_quadruples(dataset, "dev", without)
     sizes = image_sizes(dataset)
     table = dataset.table("gallery")
     table = table.filter(pc.equal(table["split"], "dev")).sort_by("image_id")

@@ -104,7 +104,8 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     from training.export import build_model, build_processor
 
     dataset = resolve(context.root, "datasets", recipe.dataset, holding="quadruples")
-    quadruples = read_quadruples(dataset, "train")
+    without = recipe.training.leave_out_domains
+    quadruples = read_quadruples(dataset, "train", without)
     if len(quadruples) < recipe.scaling.workers:
         raise OacirError(
             f"{dataset.url}: {len(quadruples)} training quadruples for {recipe.scaling.workers} workers;"
@@ -115,8 +116,10 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
         recipe.model, model.config, lambda: training_texts(quadruples, recipe.model.text_entity)
     )
     stores = list(_find_stores(recipe, context.root, dataset, model.tower_state_hash(), processor))
-    if recipe.training.select == "best_on_dev" and not len(read_quadruples(dataset, "dev")):
-        raise OacirError(f"{dataset.url}: has no dev quadruples; set training.select to last")
+    if recipe.training.select == "best_on_dev" and not len(read_quadruples(dataset, "dev", without)):
+        raise OacirError(
+            f"{dataset.url}: has no dev quadruples of the domains trained on; set training.select to last"
+        )
     groups = batch_groups(quadruples, recipe.training.one_domain_per_batch)
     sampler = Sampler(groups, recipe.training.batch_size, recipe.training.seed)
     total = recipe.training.epochs * sampler.steps_per_epoch
@@ -192,7 +195,8 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
     connect()
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     sizes = image_sizes(inputs.dataset)
-    quadruples, store = read_quadruples(inputs.dataset, "train"), joined(inputs.stores)
+    without = recipe.training.leave_out_domains
+    quadruples, store = read_quadruples(inputs.dataset, "train", without), joined(inputs.stores)
     done = checkpoints.complete_steps(draft.url)
     board = ray.remote(num_cpus=0)(Board).remote()
     weights = {k: v for k, v in inputs.model.state_dict().items() if not k.startswith("vision_model.")}
@@ -204,7 +208,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         weights=ray.put(weights),
         queries=ray.put(load_queries(quadruples, sizes, store, inputs.processor)),
         sampler=ray.put(inputs.sampler),
-        galleries=ray.put(load_dev(inputs.dataset, store, inputs.processor)),
+        galleries=ray.put(load_dev(inputs.dataset, store, inputs.processor, without)),
         board=board,
         total_steps=inputs.total_steps,
     )
@@ -283,7 +287,7 @@ def _commit(
     state = checkpoints.load(draft.url, inputs.total_steps, 0, recipe.scaling.workers)
     history = _table(state["history"], HISTORY_COLUMNS, ("step", "epoch"))
     dev = _table(state["dev"], DEV_COLUMNS, ("step", "epoch", "gallery", "queries"))
-    names = _dev_domains(inputs.dataset)
+    names = _dev_domains(inputs.dataset, recipe.training.leave_out_domains)
     domains = pa.array([names[i] for i in dev["gallery"].to_pylist()], pa.string())
     dev = dev.set_column(dev.column_names.index("gallery"), "domain", domains)
     for name, table in (("history", history), ("dev", dev)):
@@ -327,8 +331,8 @@ def _commit(
     return version
 
 
-def _dev_domains(dataset: Version) -> list[str]:
-    return sorted(set(read_quadruples(dataset, "dev")["domain"].to_pylist()))
+def _dev_domains(dataset: Version, without: Sequence[str]) -> list[str]:
+    return sorted(set(read_quadruples(dataset, "dev", without)["domain"].to_pylist()))
 
 
 def _table(values: Any, columns: tuple[str, ...], whole: tuple[str, ...]) -> Any:
