@@ -105,7 +105,7 @@ class Rows:
             )
         kind = schema.field(c.image).type
         pixels = kind.field("bytes").type if _is_feature(kind) else kind
-        if not (pa.types.is_binary(pixels) or pa.types.is_large_binary(pixels) or pa.types.is_string(pixels)):
+        if not (pa.types.is_binary(pixels) or pa.types.is_large_binary(pixels) or _is_text(pixels)):
             raise OacirError(
                 f"{url}: column {c.image} is {kind}; allowed are an Image feature, binary, and paths"
             )
@@ -193,6 +193,10 @@ def _is_feature(kind: pa.DataType) -> bool:
     }
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _column(name: str, schema: pa.Schema) -> str:
     """The column of a field: the field itself, or what stands before its first dot."""
     return name if name in schema.names else name.split(".")[0]
@@ -238,7 +242,7 @@ def _places(column: pa.Array, body: pa.Buffer, begin: int, url: str) -> list[tup
         OacirError: the bytes are not stored as they are.
     """
     pixels = column.field("bytes") if pa.types.is_struct(column.type) else column
-    if pa.types.is_string(pixels.type) or not len(column):
+    if _is_text(pixels.type) or not len(column):
         return [None] * len(column)
     _, edges, data = pixels.buffers()
     width = np.int64 if pa.types.is_large_binary(pixels.type) else np.int32
