@@ -9,11 +9,14 @@ SOURCES := infra pipelines training tuning benchmarks tests
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-.venv: pyproject.toml constraints.txt  ## the environment, made once and again when its definition changes
+.venv: .venv/complete  ## the environment, made once and again when its definition changes
+
+# The folder alone proves nothing: a failed or interrupted pip leaves it behind. The stamp in it is written last.
+.venv/complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "python 3.11 or newer is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch .venv
+	@touch $@
 
 demo: .venv  ## the whole way on a procedural world: photos → benchmark → features → training → evaluation → report
 	$(BIN)/oacir demo
