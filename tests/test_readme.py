@@ -71,5 +71,11 @@ def test_the_commands_for_own_photos_run_in_their_order(
         extra = ["--training.steps", "2"] if words[0] == "train" else []
         code = cli.main([replaced.get(word, word) for word in words] + extra)
         assert code == 0, (words, capsys.readouterr().err)
-    for made in ("bench/manifest.json", "model/manifest.json", "scores/manifest.json", "report.html", "answer.png"):
+    for made in (
+        "bench/manifest.json",
+        "model/manifest.json",
+        "scores/manifest.json",
+        "report.html",
+        "answer.png",
+    ):
         assert (tmp_path / made).stat().st_size > 0

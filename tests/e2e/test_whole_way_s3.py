@@ -66,7 +66,9 @@ def test_the_demo_and_a_query_run_on_s3(environment: dict[str, str]) -> None:
     assert len(answer["results"]) == 10
 
     listed = oacir("data", "list")["versions"]
-    newest = {v["kind"]: v for v in listed}  # one version of each kind is verified: they are written by one verb
+    newest = {
+        v["kind"]: v for v in listed
+    }  # one version of each kind is verified: they are written by one verb
     assert set(newest) == {"datasets", "features", "runs", "evaluations"}
     for kind, one in newest.items():
         assert oacir("data", "verify", "--kind", kind, "--dataset", one["url"])["faults"] == []
