@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.base import storage, versions
-from infra.base.accounts import Account, add
+from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError, VersionError
 
@@ -154,18 +154,6 @@ def test_accounts_that_do_not_add_up_stop_the_commit(tmp_path: Path) -> None:
     with pytest.raises(OacirError, match="3 came in but 2"):
         draft(tmp_path).commit(content_hash="c" * 64, files=[], accounts={"collect": [bad]})
     assert versions.list_versions(str(tmp_path), "datasets") == []
-
-
-def test_accounts_sum_by_reason() -> None:
-    parts = [
-        Account(entity="images", taken_in=4, kept=2, rejected={"corrupt": 1, "truncated": 1}),
-        Account(entity="images", taken_in=5, kept=1, rejected={"corrupt": 2}, reserved=1, not_sampled=1),
-    ]
-    total = add(parts).check()
-    assert total.rejected == {"corrupt": 3, "truncated": 1}
-    assert total.line() == (
-        "images: 9 in = 3 kept + 4 rejected (corrupt 3, truncated 1) + 1 reserved + 1 not sampled"
-    )
 
 
 ROWS = st.lists(
