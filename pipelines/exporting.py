@@ -70,11 +70,12 @@ def export(recipe: ExportRecipe, context: Context) -> Outcome:
         **recipe.model_dump(mode="json", exclude={"push", "private"}),
     }
     started |= {"dataset": f"{manifest.name}/{manifest.key}"}
+    layout = oacirr.Layout(version) if recipe.layout == "oacirr" else None
     finished = _begin(out, started)
     figures: dict[str, Any] = {"content_hash": manifest.content_hash}
     if not finished:
-        if recipe.layout == "oacirr":
-            figures |= oacirr.export(version, out, recipe.images, recipe.joint)
+        if layout is not None:
+            figures |= oacirr.export(layout, out, recipe.images, recipe.joint)
         else:
             figures |= huggingface.export(version, out, recipe.shard_bytes)
         storage.write_bytes(storage.join(out, MARKER), _marker(started, done=True))

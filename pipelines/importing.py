@@ -376,9 +376,12 @@ def _warnings(release: Release, tables: Mapping[str, pa.Table], lost: Sequence[A
     late = Counter(row["reason"] for row in release.refused)
     if late["missing_image"]:
         yield f"{late['missing_image']:,} queries lack an image and were refused ({len(lost):,} files are missing)"
+    queries = tables["quadruples"].to_pylist()
+    if queries and all(q["instance_id"] in release.images for q in queries):
+        yield "the release names no instances: each image is its own, so R_ID says what R says"
     digests = {row["image_id"]: row["sha256"] for row in tables["images"].to_pylist()}
     trained: set[str] = set()
-    for query in tables["quadruples"].to_pylist():
+    for query in queries:
         if query["split"] == "train":
             trained |= {digests[i] for i in (query["reference_id"], *query["target_ids"])}
     ranked = {

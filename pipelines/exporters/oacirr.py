@@ -99,14 +99,13 @@ class Layout:
 
 
 def export(
-    version: versions.Version, out: str, images: Literal["copy", "link"], joint: Sequence[Joint]
+    layout: Layout, out: str, images: Literal["copy", "link"], joint: Sequence[Joint]
 ) -> dict[str, Any]:
     """Write the release; the sidecar `oacir.json` last. What was written, in numbers.
 
     Raises:
-        OacirError: the layout cannot hold the benchmark, or an image is gone or changed.
+        OacirError: an image is gone or changed.
     """
-    layout = Layout(version)
     sets = _sets(layout, joint)
     orientation = _write_images(layout, sets, out, images)
     for chosen, file, shelves in sets:

@@ -206,6 +206,7 @@ def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(OacirError, match=r"1 of \d+ queries have no box .*export with --layout huggingface"):
         write(version, tmp_path / "release")
+    assert not (tmp_path / "release").exists()
 
 
 def test_an_image_that_changed_is_not_exported(tmp_path: Path) -> None:
