@@ -23,6 +23,7 @@ from transformers import Blip2QFormerConfig
 
 from training.model.dropout import Dropout, dropout
 from training.model.packing import Layout, layout_of, pack_rows, pad_rows
+from training.model.products import head_product, joint_linear
 
 Read = Literal["all", "queries", "text_cls"]
 """Which rows of the last hidden state are wanted."""
@@ -102,19 +103,13 @@ class _SelfProjections(_Projections):
             Packed context [R, H], or [B·r, H].
         """
         if read is None:
-            query, key, value = pad_rows(self._project(rows, self.query, self.key, self.value), layout).chunk(
-                3, dim=-1
-            )
+            joined = joint_linear(rows, self.query, self.key, self.value)
+            query, key, value = pad_rows(joined, layout).chunk(3, dim=-1)
         else:
-            key, value = pad_rows(self._project(rows, self.key, self.value), layout).chunk(2, dim=-1)
+            key, value = pad_rows(joint_linear(rows, self.key, self.value), layout).chunk(2, dim=-1)
             query = self.query(rows[read]).view(layout.batch, -1, key.shape[-1])
         context = self._attend(query, key, value, layout.mask, maps)
         return pack_rows(context, layout) if read is None else context.flatten(0, 1)
-
-    @staticmethod
-    def _project(rows: Tensor, *parts: nn.Linear) -> Tensor:
-        """Several projections as one product: the rows are read once, their gradient is written once."""
-        return F.linear(rows, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, maps: list[Tensor] | None
@@ -145,24 +140,22 @@ class _CrossProjections(_Projections):
         batch, queries, _ = rows.shape
         heads, width, length = self.heads, self.head_width, tokens.shape[1]
         query = self.query(rows).view(batch, queries, heads, width) * width**-0.5
-        key_weight = (self.key.weight * scale).view(heads, width, -1)
-        key_query = torch.einsum("bqhd,hdD->bhqD", query, key_weight).flatten(1, 2)  # [B, heads·Q, D]
-        logits = (key_query @ tokens.transpose(1, 2)).view(batch, heads, queries, length)
+        key_query = head_product(query, self.key.weight, scale, inward=True)  # [B, Q, heads, D]
+        logits = (key_query.flatten(1, 2) @ tokens.transpose(1, 2)).view(batch, queries, heads, length)
         # The same number for every key, without effect on the softmax: kept so that the key's bias has its
         # (vanishing) gradient and no optimizer meets a parameter without one.
         key_shift = (self.key.weight @ shift + self.key.bias).view(heads, width)
-        constant = torch.einsum("bqhd,hd->bhq", query, key_shift).unsqueeze(-1)
-        weights = (logits + (constant if bias is None else constant + bias)).softmax(-1)
+        constant = torch.einsum("bqhd,hd->bqh", query, key_shift).unsqueeze(-1)
+        weights = (logits + (constant if bias is None else constant + bias.transpose(1, 2))).softmax(-1)
         if maps is not None:
-            maps.append(weights)
+            maps.append(weights.transpose(1, 2))
         weights = dropout(weights, self.dropout, self.training)
-        mixed = (weights.flatten(1, 2) @ tokens).view(batch, heads, queries, -1)
-        value_weight = (self.value.weight * scale).view(heads, width, -1)
-        value_shift = (self.value.weight @ shift + self.value.bias).view(heads, 1, width)
+        mixed = (weights.flatten(1, 2) @ tokens).view(batch, queries, heads, -1)  # [B, Q, heads, D]
+        value_shift = (self.value.weight @ shift + self.value.bias).view(heads, width)
         if self.training and self.dropout:
             value_shift = value_shift * weights.sum(-1, keepdim=True)  # dropped weights no longer sum to 1
-        context = torch.einsum("bhqD,hdD->bhqd", mixed, value_weight) + value_shift
-        return context.transpose(1, 2).flatten(2)
+        context = head_product(mixed, self.value.weight, scale, inward=False) + value_shift
+        return context.flatten(2)
 
 
 class _Residual(nn.Module):
