@@ -83,6 +83,11 @@ VERBS: dict[str, Verb] = {
         "pipelines.diff:diff",
         no_out=MAKES_NOTHING,
     ),
+    "data stats": Verb(
+        "what a benchmark holds, beside the published one: an HTML page",
+        "pipelines.statistics_page:StatsRecipe",
+        "pipelines.statistics_page:stats",
+    ),
     "data gc": Verb(
         "delete what nothing needs, with --yes",
         "pipelines.data:GcRecipe",

@@ -146,7 +146,8 @@ def _sections(manifest: Manifest) -> Iterator[str]:
     domains = manifest.figures.get("domains", {})
     if manifest.kind == "datasets" and domains:
         yield "splits: queries (instances)"
-        yield from aligned(list(_split_rows(domains)), right=(1, 2, 3, 4))
+        rows = list(_split_rows(domains))
+        yield from aligned(rows, right=range(1, len(rows[0])))
         yield ""
     galleries = manifest.figures.get("galleries", {})
     if galleries:
@@ -185,9 +186,11 @@ def _account_rows(manifest: Manifest) -> Iterator[list[str]]:
 def _split_rows(domains: Mapping[str, Any]) -> Iterator[list[str]]:
     from pipelines.summary import QUERY_SPLITS
 
-    yield ["", *QUERY_SPLITS, "reserve"]
+    more = {s for f in domains.values() for s in f["queries"]} - set(QUERY_SPLITS)  # a release's hidden targets
+    splits = [*QUERY_SPLITS, *sorted(more)]
+    yield ["", *splits, "reserve"]
     for domain, f in domains.items():
-        cells = [f"{f['queries'][s]:,} ({f['instances'][s]:,})" for s in QUERY_SPLITS]
+        cells = [f"{f['queries'].get(s, 0):,} ({f['instances'].get(s, 0):,})" for s in splits]
         yield [f"  {domain}", *cells, f"({f['instances']['reserve']:,})"]
 
 

@@ -123,6 +123,57 @@ def histogram(
     )
 
 
+def stacked_histogram(
+    title: str, edges: Sequence[float], counts: Sequence[tuple[str, Sequence[int]]], *, x: str, y: str
+) -> Markup:
+    """Counts that were made elsewhere, in bins of equal width, a name's bars on top of those before it.
+
+    Args:
+        title: what is shown.
+        edges: of the bins, one more than there are.
+        counts: (name, count in each bin), in the order of their colours; a name without any keeps its colour unused.
+        x: what is counted, with its unit.
+        y: what a count is of.
+
+    Returns:
+        SVG markup, empty where every count is 0.
+    """
+    bins = range(len(edges) - 1)
+    totals = [sum(values[i] for _, values in counts) for i in bins]
+    if not any(totals):
+        return Markup()
+    y_ticks = ticks(0, max(totals))
+    frame = _Frame((edges[0], edges[-1]), (0.0, y_ticks[-1]))
+    gap = min(1.0, (frame.x(edges[1]) - frame.x(edges[0])) / 4)
+    bars = []
+    for i in bins:
+        below = 0
+        for colour, (name, values) in enumerate(counts):
+            if values[i]:
+                bars.append(
+                    {
+                        "colour": colour % SERIES_COLOURS,
+                        "x": frame.x(edges[i]) + gap / 2,
+                        "width": frame.x(edges[i + 1]) - frame.x(edges[i]) - gap,
+                        "y": frame.y(below + values[i]),
+                        "height": frame.y(below) - frame.y(below + values[i]),
+                        "says": f"{name}, {label(edges[i])} to {label(edges[i + 1])}: {values[i]:,}",
+                    }
+                )
+                below += values[i]
+    return render(
+        "stacked.svg.jinja",
+        title=title,
+        frame=frame,
+        x=x,
+        y=y,
+        x_marks=[(frame.x(v), label(v)) for v in ticks(edges[0], edges[-1], inside=True)],
+        y_marks=[(frame.y(v), label(v)) for v in y_ticks],
+        bars=bars,
+        names=[(name, i % SERIES_COLOURS) for i, (name, values) in enumerate(counts) if any(values)],
+    )
+
+
 def interval_chart(title: str, rows: Sequence[tuple[str, Sequence[Interval]]], *, x: str) -> Markup:
     """Values with their intervals, grouped by row; the n-th value of every row has the n-th colour.
 

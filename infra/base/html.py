@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,10 +47,15 @@ def jpeg(image: Image.Image, side_px: int, quality: int) -> bytes:
     return stream.getvalue()
 
 
-def thumbnail_level(samples: list[Image.Image], count: int, budget_bytes: int) -> tuple[int, int]:
+def thumbnail_level(
+    samples: list[Image.Image],
+    count: int,
+    budget_bytes: int,
+    levels: Sequence[tuple[int, int]] = JPEG_LEVELS,
+) -> tuple[int, int]:
     """The most generous (side, quality) at which `count` images like the samples fit the budget as data-URIs."""
-    for side_px, quality in JPEG_LEVELS:
+    for side_px, quality in levels:
         sizes = [len(jpeg(image, side_px, quality)) for image in samples]
         if sum(sizes) / max(1, len(sizes)) * count * 4 / 3 <= budget_bytes:
             return side_px, quality
-    return JPEG_LEVELS[-1]
+    return levels[-1]

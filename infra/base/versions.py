@@ -9,7 +9,7 @@ import json
 import logging
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -97,14 +97,23 @@ class Version:
         """
         import pyarrow as pa
 
-        paths = [
+        paths = self.table_files(name)
+        if not paths:
+            raise VersionError(f"{self.url}: holds no table '{name}'; it is a {self.manifest.kind} version")
+        return pa.concat_tables([storage.read_table(self.path(p), columns) for p in paths])
+
+    def tables(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The same, one file in memory at a time; nothing where it holds no such table."""
+        for path in self.table_files(name):
+            yield storage.read_table(self.path(path), columns)
+
+    def table_files(self, name: str) -> list[str]:
+        """Paths of a table's files, in order."""
+        return [
             f.path
             for f in self.manifest.files
             if f.path.startswith(f"{name}/") or f.path == f"{name}.parquet"
         ]
-        if not paths:
-            raise VersionError(f"{self.url}: holds no table '{name}'; it is a {self.manifest.kind} version")
-        return pa.concat_tables([storage.read_table(self.path(p), columns) for p in paths])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.base.charts import Interval, Series, histogram, interval_chart, label, line_chart, ticks
+from infra.base.charts import (
+    Interval,
+    Series,
+    histogram,
+    interval_chart,
+    label,
+    line_chart,
+    stacked_histogram,
+    ticks,
+)
 
 
 def parsed(chart: str) -> ElementTree.Element:
@@ -105,3 +114,24 @@ def test_intervals_say_value_and_bounds_in_the_text_for_screen_readers() -> None
     assert at == pytest.approx((left + right) / 2, abs=0.02)
     # 30 and 50 of an axis from 0 to 50 that is 452 wide
     assert right - left == pytest.approx(452 * 20 / 50, abs=0.02)
+
+
+def test_stacked_bars_stand_on_each_other_and_name_their_counts() -> None:
+    counts = [("car", [2, 0, 1]), ("toy & co", [1, 0, 3])]
+    chart = parsed(stacked_histogram("Words", [0, 1, 2, 3], counts, x="words", y="texts"))
+    bars = list(chart.iter("rect"))
+    assert [(b.get("class"), b.findtext("title")) for b in bars] == [
+        ("bar series-0", "car, 0 to 1: 2"),
+        ("bar series-1", "toy & co, 0 to 1: 1"),
+        ("bar series-0", "car, 2 to 3: 1"),
+        ("bar series-1", "toy & co, 2 to 3: 3"),
+    ]
+    tops = [float(b.get("y", 0)) for b in bars]
+    heights = [float(b.get("height", 0)) for b in bars]
+    assert tops[0] + heights[0] == pytest.approx(254)  # on the axis
+    assert tops[1] + heights[1] == pytest.approx(tops[0], abs=0.02)  # on the first
+    assert heights[0] == pytest.approx(2 * heights[1], abs=0.02)
+    assert [e.text for e in chart.iter("span") if e.get("class") == "key"] == [None, None]  # a legend of two
+    alone = stacked_histogram("Words", [0, 1], [("car", [3])], x="words", y="texts")
+    assert "legend" not in alone
+    assert stacked_histogram("Words", [0, 1], [("car", [0])], x="words", y="texts") == ""
