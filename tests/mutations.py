@@ -28,6 +28,8 @@ EQUATIONS = "tests/training/model/test_equations.py"
 DISTRIBUTED = "tests/training/test_distributed.py"
 REGIONS = "tests/training/model/test_regions.py"
 METRICS = "tests/training/test_metrics.py"
+DATA = "tests/training/test_data.py"
+SPRC = "tests/training/model/test_sprc.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
 
 ADAFOCAL = "training/model/adafocal.py"
@@ -270,6 +272,39 @@ MUTATIONS = (
         "targets = distinct[batch.target_index]",
         "targets = distinct[batch.target_index.sort().values]",
         (DISTRIBUTED,),
+    ),
+    Mutation(
+        "each worker decides by its own part whether the CAAM runs",
+        "training/data.py",
+        "bool(self.patch_masks[rows].any())",
+        "bool(self.patch_masks[own].any())",
+        (DATA,),
+    ),
+    # SPRC
+    Mutation(
+        "SPRC's second pass sees the image",
+        "training/model/sprc.py",
+        'hidden = self.qformer(fused, text, None, read="text_cls")',
+        'hidden = self.qformer(fused, text, image, read="text_cls")',
+        (SPRC,),
+    ),
+    Mutation(
+        "SPRC's prompts pulled by the alignment",
+        "training/losses.py",
+        "F.mse_loss(fused, prompts.detach())",
+        "F.mse_loss(fused, prompts)",
+        (SPRC,),
+    ),
+    Mutation(
+        "prompts of a pass without image through the queries' feed-forward",
+        QFORMER,
+        'if read == "text_cls" or image is None:',
+        "if image is None and wanted is None:\n"
+        "            first, rest = attended.split([queries, len(attended) - queries])\n"
+        "            first = self.output_query(self.intermediate_query(first), first)\n"
+        "            return torch.cat([first, self._feed_text(rest)])\n"
+        '        if read == "text_cls" or image is None:',
+        (SPRC,),
     ),
     # Evaluation
     Mutation(
