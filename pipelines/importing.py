@@ -108,6 +108,7 @@ def import_release(recipe: ImportRecipe, context: Context) -> Outcome:
         return _outcome(versions.Version(draft.url, draft.finished), "nothing to do, imported before")
     lost = _refuse_lost(release, there)
     parts = _write_parts(draft, release, there & _needed(release), recipe.images_per_part)
+    release.quadruples = []  # they lie in the parts now: one copy of a large release is enough in memory
     read_seconds = time.monotonic() - began
     stage = OpenStage(recipe.limits, draft.url)
     made = run_stages([stage], draft.url, parts, workers=recipe.workers, label="open images")
@@ -322,7 +323,9 @@ def _accounts(
 
 
 def _figures(release: Release, tables: Mapping[str, pa.Table], lost: Sequence[Any]) -> dict[str, Any]:
-    images, queries = tables["images"].to_pylist(), tables["quadruples"].to_pylist()
+    images = tables["images"].select(["domain", "split"]).to_pylist()
+    columns = ["domain", "split", "instance_id", "modification_text"]
+    queries = tables["quadruples"].select(columns).to_pylist()
     listed = Counter(row["domain"] for row in release.images.values())
     used = Counter((row["domain"], row["split"]) for row in images)
     asked = Counter((q["domain"], q["split"]) for q in queries)
@@ -376,9 +379,13 @@ def _warnings(release: Release, tables: Mapping[str, pa.Table], lost: Sequence[A
     late = Counter(row["reason"] for row in release.refused)
     if late["missing_image"]:
         yield f"{late['missing_image']:,} queries lack an image and were refused ({len(lost):,} files are missing)"
-    queries = tables["quadruples"].to_pylist()
+    columns = ["domain", "split", "instance_id", "reference_id", "target_ids"]
+    queries = tables["quadruples"].select(columns).to_pylist()
     if queries and all(q["instance_id"] in release.images for q in queries):
         yield "the release names no instances: each image is its own, so R_ID says what R says"
+    asked = Counter((q["domain"], q["split"]) for q in queries)
+    for domain in sorted({d for d, split in asked if split == "train" and not asked[d, "dev"]}):
+        yield f"{domain} has no dev queries: no group of its training queries is small enough, or dev_share is 0"
     digests = {row["image_id"]: row["sha256"] for row in tables["images"].to_pylist()}
     trained: set[str] = set()
     for query in queries:

@@ -275,6 +275,8 @@ def test_a_photo_that_is_trained_on_and_ranked_is_said(tmp_path: Path, ray_sessi
     chosen = recipe(kind="fashioniq", source=str(tmp_path), categories=["dress"], protocol="split")
     notes = run(chosen, tmp_path / "root")[1].manifest.figures["notes"]
     assert "1 photos of the test galleries are also trained on (same bytes)" in notes
+    # one pair is one group: it stays in training
+    assert any(note.startswith("dress has no dev queries") for note in notes)
 
 
 def test_annotations_without_any_image_are_an_error_in_one_line(tmp_path: Path) -> None:
