@@ -23,14 +23,13 @@ from infra.base.catalogue import table_name
 from infra.base.command import Context, Outcome
 from infra.base.config import Config, recipe_hash
 from infra.base.errors import OacirError
-from pipelines.gallery import gallery_hash
 from pipelines.images import ImageLimits
 from pipelines.records import TABLES
 from pipelines.sources.released import circo, cirr, cor127k, fashioniq, genecis, lasco, oacirr
 from pipelines.sources.released.base import Release, images_of
+from pipelines.sources.released.figures import figures
 from pipelines.sources.released.opening import OpenStage, as_table, reject_row
 from pipelines.stages import WORK, part_path, publish, run_stages, schema_name, table_hash, write_part
-from pipelines.summary import QUERY_SPLITS
 
 EXECUTION_ONLY = ("workers", "images_per_part")
 READERS: dict[str, Callable[[Any], Release]] = {
@@ -125,7 +124,7 @@ def import_release(recipe: ImportRecipe, context: Context) -> Outcome:
         seconds={"read": read_seconds, "use": time.monotonic() - began},
         accounts=release.accounts
         | {_stage_name(release.accounts): _accounts(release, opened, tables, lost, records, len(there))},
-        figures=_figures(release, tables, lost),
+        figures=figures(release, tables, len(lost)),
     )
     return _outcome(version, "imported")
 
@@ -322,84 +321,6 @@ def _accounts(
     ]
 
 
-def _figures(release: Release, tables: Mapping[str, pa.Table], lost: Sequence[Any]) -> dict[str, Any]:
-    images = tables["images"].select(["domain", "split"]).to_pylist()
-    columns = ["domain", "split", "instance_id", "modification_text"]
-    queries = tables["quadruples"].select(columns).to_pylist()
-    listed = Counter(row["domain"] for row in release.images.values())
-    used = Counter((row["domain"], row["split"]) for row in images)
-    asked = Counter((q["domain"], q["split"]) for q in queries)
-    instances = {(q["domain"], q["split"], q["instance_id"]) for q in queries}
-    shown = Counter(i[:2] for i in instances)
-    words = Counter[str]()
-    for query in queries:
-        words[query["domain"]] += len(query["modification_text"].split())
-    splits = (*QUERY_SPLITS, "hidden")
-    galleries: dict[str, Any] = {}
-    for row in tables["gallery"].to_pylist():
-        members, distractors = galleries.setdefault(row["gallery_id"], ([], []))
-        (distractors if row["is_distractor"] else members).append(row["image_id"])
-    return {
-        "release": {
-            "kind": release.kind,
-            "annotation_licence": release.annotation_licence,
-            "records": dict(release.records),
-        },
-        "protocol": release.protocol,
-        "notes": [*release.notes, *_warnings(release, tables, lost)],
-        "domains": {
-            d: {
-                "images_listed": listed[d],
-                "images_used": {s: used[d, s] for s in (*splits, "reserve")},
-                "instances": {s: shown[d, s] for s in (*splits, "reserve")},
-                "queries": {s: asked[d, s] for s in splits},
-                "mean_words": round(words[d] / n, 2) if (n := sum(asked[d, s] for s in splits)) else None,
-            }
-            for d in sorted(listed)
-        },
-        "galleries": {
-            place: {
-                "images": len(members) + len(distractors),
-                "distractors": {"named": len(distractors)},
-                "named": len(release.galleries[place]),
-                "sha256": gallery_hash([*members, *distractors]),
-            }
-            for place, (members, distractors) in sorted(galleries.items())
-        },
-    }
-
-
-def _warnings(release: Release, tables: Mapping[str, pa.Table], lost: Sequence[Any]) -> Iterator[str]:
-    """What makes a score on this import differ from a published one, or easier than it looks."""
-    present = Counter(tables["gallery"]["gallery_id"].to_pylist())
-    for place, count in sorted(present.items()):
-        named = len(release.galleries[place])
-        if count < named:
-            yield f"gallery {place} lacks {named - count:,} of its {named:,} images: its scores compare with no other"
-    late = Counter(row["reason"] for row in release.refused)
-    if late["missing_image"]:
-        yield f"{late['missing_image']:,} queries lack an image and were refused ({len(lost):,} files are missing)"
-    columns = ["domain", "split", "instance_id", "reference_id", "target_ids"]
-    queries = tables["quadruples"].select(columns).to_pylist()
-    if queries and all(q["instance_id"] in release.images for q in queries):
-        yield "the release names no instances: each image is its own, so R_ID says what R says"
-    asked = Counter((q["domain"], q["split"]) for q in queries)
-    for domain in sorted({d for d, split in asked if split == "train" and not asked[d, "dev"]}):
-        yield f"{domain} has no dev queries: no group of its training queries is small enough, or dev_share is 0"
-    digests = {row["image_id"]: row["sha256"] for row in tables["images"].to_pylist()}
-    trained: set[str] = set()
-    for query in queries:
-        if query["split"] == "train":
-            trained |= {digests[i] for i in (query["reference_id"], *query["target_ids"])}
-    ranked = {
-        digests[row["image_id"]]
-        for row in tables["gallery"].to_pylist()
-        if row["split"] in ("test", "hidden")
-    }
-    if trained & ranked:
-        yield f"{len(trained & ranked):,} photos of the test galleries are also trained on (same bytes)"
-
-
 def _plan(release: Release, there: set[str]) -> Outcome:
     """What an import would do, without opening an image or writing anything."""
     asked = Counter(q["split"] for q in release.quadruples)
@@ -410,24 +331,24 @@ def _plan(release: Release, there: set[str]) -> Outcome:
         f"images: {len(release.images):,} named, {len(there):,} there under {release.files.images}",
         *(f"note: {note}" for note in release.notes),
     ]
-    figures = {"queries": dict(asked), "images": len(release.images), "present": len(there)}
-    return Outcome("plan only, nothing was made", figures=figures, details=tuple(lines))
+    found = {"queries": dict(asked), "images": len(release.images), "present": len(there)}
+    return Outcome("plan only, nothing was made", figures=found, details=tuple(lines))
 
 
 def _outcome(version: versions.Version, what: str) -> Outcome:
-    figures = version.manifest.figures
+    stated = version.manifest.figures
     lines = [f"{s}: {a.line()}" for s, accounts in version.manifest.accounts.items() for a in accounts]
-    for domain, f in figures["domains"].items():
+    for domain, f in stated["domains"].items():
         queries = ", ".join(f"{n:,} {s}" for s, n in f["queries"].items() if n)
         lines.append(f"{domain}: {f['images_listed']:,} images, queries {queries or 'none'}")
     lines += [
         f"gallery {place}: {g['images']:,} images, of them {g['distractors']['named']:,} distractors,"
         f" {g['sha256'][:12]}…"
-        for place, g in figures["galleries"].items()
+        for place, g in stated["galleries"].items()
     ]
-    lines += [f"note: {note}" for note in figures["notes"]]
+    lines += [f"note: {note}" for note in stated["notes"]]
     more = {"content_hash": version.manifest.content_hash, "seconds": version.manifest.seconds}
     accounts = {s: [a.model_dump() for a in items] for s, items in version.manifest.accounts.items()}
     return Outcome(
-        f"{what}: {version.url}", version.url, {**figures, **more, "accounts": accounts}, tuple(lines)
+        f"{what}: {version.url}", version.url, {**stated, **more, "accounts": accounts}, tuple(lines)
     )
