@@ -8,7 +8,7 @@ import platform
 import threading
 import uuid
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,8 +35,15 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {name: _version(name) for name in names},
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a GPU machine for the model alone has no ray
+        return None
 
 
 def write_result(name: str, data: Mapping[str, Any]) -> Path:
