@@ -14,6 +14,7 @@ import pyarrow as pa
 from infra.base.accounts import Account
 from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection, check_text
 from pipelines.config import SplitOptions, Thresholds
+from pipelines.earlier import Earlier
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
 
@@ -29,6 +30,7 @@ def deal(
     options: SplitOptions,
     gallery_dev_share: float,
     seed: int,
+    keep: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Deal instances to splits, each by a seeded draw of its name: independent of order and of how work is cut.
 
@@ -44,6 +46,8 @@ def deal(
         options: shares.
         gallery_dev_share: share of the instances without a query of their own for the dev galleries.
         seed: of the draws.
+        keep: instance → split that a valid instance has had before and keeps. Others are dealt around these; one that
+            shares an image by its bytes with a kept one goes where that is.
 
     Returns:
         Rows of `records.SPLITS`, sorted by instance.
@@ -57,8 +61,11 @@ def deal(
             for block in together
             if rows[block[0]]["domain"] == domain and any(rows[i]["state"] == "valid" for i in block)
         ]
-        for block, name in zip(blocks, _deal_domain(blocks, rows, options, seed), strict=True):
-            split |= dict.fromkeys(block, name)
+        kept = [_kept(block, rows, keep or {}) for block in blocks]
+        fixed = [k[min(k)] if k else None for k in kept]
+        names = _deal_domain(blocks, rows, options, seed, fixed)
+        for block, name, own in zip(blocks, names, kept, strict=True):
+            split |= dict.fromkeys(block, name) | own
     dealt = []
     for instance_id, group in sorted(rows.items()):
         reserve = group["state"] == "reserve"
@@ -79,25 +86,38 @@ def deal(
     return dealt
 
 
+def _kept(
+    block: Sequence[str], rows: Mapping[str, Mapping[str, Any]], keep: Mapping[str, str]
+) -> dict[str, str]:
+    return {i: keep[i] for i in block if i in keep and rows[i]["state"] == "valid"}
+
+
 def _deal_domain(
-    blocks: Sequence[Sequence[str]], rows: Mapping[str, Mapping[str, Any]], options: SplitOptions, seed: int
+    blocks: Sequence[Sequence[str]],
+    rows: Mapping[str, Mapping[str, Any]],
+    options: SplitOptions,
+    seed: int,
+    fixed: Sequence[str | None],
 ) -> list[str]:
     count = "boxed" if any(rows[i]["boxed"] for block in blocks for i in block) else "pairs"
     pairs = [sum(rows[i][count] for i in block) for block in blocks]
     wanted = options.test_share * sum(pairs)
-    names = ["train"] * len(blocks)
-    drawn = sorted(range(len(blocks)), key=lambda b: draw(seed, "test", blocks[b][0]))
-    have = 0
+    names = [name or "train" for name in fixed]
+    free = [b for b, name in enumerate(fixed) if name is None]
+    drawn = sorted(free, key=lambda b: draw(seed, "test", blocks[b][0]))
+    have = sum(pairs[b] for b, name in enumerate(names) if name == "test")
     for b in drawn:
         if abs(have + pairs[b] - wanted) < abs(have - wanted) and names.count("train") > 1:
             names[b] = "test"
             have += pairs[b]
-    if not have and len(blocks) > 1:  # each is more than twice the share: the smallest with pairs
+    if not have and drawn and len(blocks) > 1:  # each is more than twice the share: the smallest with pairs
         names[min(drawn, key=lambda b: (pairs[b] == 0, pairs[b]))] = "test"
     training = [b for b, name in enumerate(names) if name == "train"]
-    dev = max(round(options.dev_share * len(training)), 1 if options.dev_share else 0)
-    drawn = sorted(training, key=lambda b: (pairs[b] == 0, draw(seed, "dev", blocks[b][0])))
-    for position in drawn[: min(dev, len(training) - 1)]:
+    had = names.count("dev")
+    dev = max(round(options.dev_share * (len(training) + had)), 1 if options.dev_share else 0) - had
+    drawn = [b for b in training if fixed[b] is None]
+    drawn.sort(key=lambda b: (pairs[b] == 0, draw(seed, "dev", blocks[b][0])))
+    for position in drawn[: max(0, min(dev, len(training) - 1))]:
         names[position] = "dev"
     return names
 
@@ -139,6 +159,8 @@ class AnnotateStage(Stage):
     annotator: Literal["plain", "world"]
     thresholds: Thresholds
     seed: int
+    earlier: Earlier | None = None
+    """What an earlier version knows; only other pairs are annotated."""
     name = "annotate"
     inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
     shared = ("splits", "near_duplicates")
@@ -160,15 +182,19 @@ class AnnotateStage(Stage):
         if self._writer is None:
             raise ValueError("setup comes first")
         pairs = self._pairs(part.tables)
-        wanted = [pair for pair in pairs if not self._given_way(pair)]
+        open_pairs = [pair for pair in pairs if not self._given_way(pair)]
+        answers = self.earlier.answers(part.tables["listing"], open_pairs) if self.earlier else {}
+        known = frozenset(answers)
+        wanted = [pair for pair in open_pairs if pair.pair_id not in known]
         found = self._writer.annotate(wanted, self.seed)
-        answers = {pair.pair_id: answer for pair, answer in zip(wanted, found, strict=True)}
+        answers |= {pair.pair_id: answer for pair, answer in zip(wanted, found, strict=True)}
         quadruples, rejects = [], []
         counts: dict[str, Counter[str]] = {}
         owners: set[tuple[str, str, str]] = set()
         for pair in pairs:
             verdict = self._given_way(pair) or self._judge(pair, answers[pair.pair_id])
             count = counts.setdefault(pair.domain, Counter())
+            count["pairs taken over"] += pair.pair_id in known
             if isinstance(verdict, Rejection):
                 rejects.append(_reject(pair, verdict))
                 count[f"pairs {verdict.reason}"] += 1
@@ -207,7 +233,8 @@ class AnnotateStage(Stage):
     def _pairs(self, tables: Mapping[str, pa.Table]) -> list[PairToAnnotate]:
         contexts = tables["listing"].select(["image_id", "context_json"])
         known: dict[str, dict[str, Any]] = {}
-        for row in tables["_work/images/filtered"].select(["image_id", "width", "height"]).to_pylist():
+        images = tables["_work/images/filtered"].select(["image_id", "width", "height", "sha256"])
+        for row in images.to_pylist():
             known[row["image_id"]] = row
         objects = tables["instances"].select(["image_id", "box", "category", "mask_uri", "mask_sha256"])
         for table in (contexts, objects, tables["measures"]):

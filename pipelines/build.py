@@ -15,6 +15,7 @@ from pipelines.annotate import AnnotateStage
 from pipelines.collect import CollectStage, Listed, write_listing
 from pipelines.config import BuildRecipe
 from pipelines.descriptors import OfflineDescriber
+from pipelines.earlier import Earlier, open_earlier
 from pipelines.filter import FilterStage
 from pipelines.gallery import (
     ASKED,
@@ -61,16 +62,16 @@ def build(recipe: BuildRecipe, context: Context) -> Outcome:
         OacirError: the source cannot be read, or a part failed.
     """
     source = make_source(recipe, context.root)
+    earlier = open_earlier(context.root, recipe.update, recipe) if recipe.update else None
     if context.dry_run:
         return _plan(recipe, source)
-    draft = versions.start(
-        "datasets", recipe.name, recipe.key(source.fingerprint()), recipe, root=context.root, out=context.out
-    )
+    key = recipe.key(source.fingerprint(), *([earlier.content_hash] if earlier else []))
+    draft = versions.start("datasets", recipe.name, key, recipe, root=context.root, out=context.out)
     if draft.finished:
         return _outcome(
             versions.Version(draft.url, draft.finished), "nothing to do, this recipe over this input is done"
         )
-    return _outcome(_make(recipe, source, draft), "benchmark built")
+    return _outcome(_make(recipe, source, draft, earlier), "benchmark built")
 
 
 def make_source(recipe: BuildRecipe, root: str) -> Source:
@@ -91,8 +92,11 @@ def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
     return "world" if recipe.source.kind == "world" else "plain"
 
 
-def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> versions.Version:
-    parents = {}
+def _make(
+    recipe: BuildRecipe, source: Source, draft: versions.Draft, earlier: Earlier | None
+) -> versions.Version:
+    parents = {"earlier": earlier.content_hash} if earlier else {}
+    known = earlier.for_workers() if earlier else None
     # made here, so that the listing's seconds are its own
     if isinstance(source, WorldSource | HuggingFace) and (made := source.version):
         parents[source.name] = made.manifest.content_hash
@@ -100,7 +104,7 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
     parts, workers, seed = listed.parts, recipe.workers, recipe.seed
     records = run_stages(
         [
-            CollectStage(recipe.limits, recipe.encoder.model, recipe.encoder.gpus),
+            CollectStage(recipe.limits, recipe.encoder.model, recipe.encoder.gpus, known),
             FilterStage(recipe.thresholds, recipe.max_pairs_per_instance, seed),
         ],
         draft.url,
@@ -108,8 +112,8 @@ def _make(recipe: BuildRecipe, source: Source, draft: versions.Draft) -> version
         workers=workers,
         label="collect and filter",
     )
-    dealt = write_splits(recipe, draft.url, parts)
-    annotate = AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed)
+    dealt = write_splits(recipe, draft.url, parts, earlier.splits if earlier else {})
+    annotate = AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed, known)
     if recipe.gallery.choice == "random":
         last = [annotate, CandidateStage(recipe.gallery, seed)]
         records |= run_stages(last, draft.url, parts, workers=workers, label="annotate")
@@ -181,6 +185,9 @@ def _figures(
             for domain in listed.counts
         },
         "near_duplicates": dealt.figures,
+        "taken_over": {
+            what: sum(c.get(f"{what} taken over", 0) for c in counts.values()) for what in ("images", "pairs")
+        },
         "galleries": {
             place: {
                 "images": len(ids),

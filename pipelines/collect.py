@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from infra.base import storage, versions
 from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError
+from pipelines.earlier import Earlier, KnownImage
 from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, decode, upright_box
 from pipelines.records import TABLES, conform
 from pipelines.sources.base import Source
@@ -27,6 +29,9 @@ from training.masks import decode_mask, mask_box
 if TYPE_CHECKING:
     from pipelines.descriptors import Describer
 
+Vector = NDArray[np.float32]
+NOT_YET = np.zeros(0, np.float32)
+"""In the place of an image's vector until its batch is described."""
 LISTED = f"{WORK}/listed.json"
 IMAGES_AT_ONCE = 32
 READ_AHEAD = 8
@@ -141,6 +146,8 @@ class CollectStage(Stage):
     limits: ImageLimits
     model: str | None
     gpus: float = 0.0
+    earlier: Earlier | None = None
+    """What an earlier version knows; only other images are opened."""
     name = "collect"
     inputs = ("listing",)
     outputs = (
@@ -159,12 +166,20 @@ class CollectStage(Stage):
         self._describer = make_describer(self.model)
 
     def __call__(self, part: Part) -> StageResult:
-        """Open every image of the part."""
+        """Open every image of the part that is not known."""
         if self._describer is None:
             raise ValueError("setup comes first")
+        listing = part.tables["listing"]
+        known = self.earlier.images(listing) if self.earlier else {}
+        rows = listing.to_pylist()
+        opened = _read_ahead([row for row in rows if row["image_id"] not in known])
         sheet = _Sheet(self.limits, self._describer)
-        for row, found in _read_ahead(part.tables["listing"].to_pylist()):
-            sheet.add(row, found)
+        for row in rows:
+            if row["image_id"] in known:
+                sheet.take(row, known[row["image_id"]])
+            else:
+                _, found = next(opened)
+                sheet.add(row, found)
         return sheet.result()
 
 
@@ -177,8 +192,8 @@ class _Sheet:
             n: [] for n in ("images", "instances", "measures", "rejects")
         }
         self.phashes: list[int] = []
-        self.vectors: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        self.waiting: list[Any] = []
+        self.vectors: list[Vector] = []
+        self.waiting: list[tuple[int, Any]] = []
         self.owner = ""
         self.seen: dict[str, str] = {}
         self.found: Counter[tuple[str, str]] = Counter()
@@ -186,29 +201,65 @@ class _Sheet:
         self.boxes = 0
 
     def add(self, row: Mapping[str, Any], found: _Found) -> None:
-        if row["instance_id"] != self.owner:
-            self.owner, self.seen = row["instance_id"], {}
-        owner = (row["domain"], row["instance_id"])
-        self.found[owner] += 0
-        counts = self.counts.setdefault(row["domain"], Counter())
-        counts["images listed"] += 1
+        """Look into an image that was read."""
+        counts = self._begin(row)
         try:
             if isinstance(found.image, ImageRejected):
                 raise found.image
             digest = hashlib.sha256(found.image).hexdigest()
-            if digest in self.seen:
-                raise ImageRejected("duplicate_content", f"same bytes as {self.seen[digest]}")
+            self._check_new(digest)
             decoded = decode(found.image, self.limits, target_px=WORKING_SIDE_PX)
             mask = _mask(row["mask_uri"], found.mask, decoded)
         except ImageRejected as refusal:
-            counts[f"images {refusal.reason}"] += 1
-            self._reject("images", row["image_id"], refusal.reason, refusal.detail)
+            self._refuse(row, refusal)
             return
-        self.seen[digest] = row["image_id"]
-        self.found[owner] += 1
         if mask is not None:
             counts["masks kept" if mask.box else "masks empty"] += 1
         self._keep(row, digest, decoded, mask)
+
+    def take(self, row: Mapping[str, Any], known: KnownImage) -> None:
+        """Take over what an earlier version found; the listing's own words (licence, category) are today's."""
+        self._begin(row)["images taken over"] += 1
+        try:
+            if known.refusal is not None:
+                raise known.refusal
+            self._check_new(known.image["sha256"])
+        except ImageRejected as refusal:
+            self._refuse(row, refusal)
+            return
+        self.boxes += row["box"] is not None
+        if known.outside is not None:
+            self._reject("boxes", row["image_id"], "box_outside", known.outside)
+        said = {k: row[k] for k in ("uri", "licence", "attribution")}
+        instance = {k: row[k] for k in ("image_id", "instance_id", "category")}
+        self._put(known.image | said, instance | {"box": known.box}, known.measures, known.phash)
+        self.vectors.append(known.vector)
+
+    def _begin(self, row: Mapping[str, Any]) -> Counter[str]:
+        if row["instance_id"] != self.owner:
+            self.owner, self.seen = row["instance_id"], {}
+        self.found[row["domain"], row["instance_id"]] += 0
+        counts = self.counts.setdefault(row["domain"], Counter())
+        counts["images listed"] += 1
+        return counts
+
+    def _check_new(self, digest: str) -> None:
+        if digest in self.seen:
+            raise ImageRejected("duplicate_content", f"same bytes as {self.seen[digest]}")
+
+    def _refuse(self, row: Mapping[str, Any], refusal: ImageRejected) -> None:
+        self.counts[row["domain"]][f"images {refusal.reason}"] += 1
+        self._reject("images", row["image_id"], refusal.reason, refusal.detail)
+
+    def _put(
+        self, image: dict[str, Any], instance: dict[str, Any], measures: dict[str, Any], bits: int
+    ) -> None:
+        self.seen[image["sha256"]] = image["image_id"]
+        self.found[image["domain"], instance["instance_id"]] += 1
+        self.rows["images"].append(image)
+        self.rows["instances"].append(instance)
+        self.rows["measures"].append(measures)
+        self.phashes.append(bits)
 
     def _keep(self, row: Mapping[str, Any], digest: str, decoded: DecodedImage, mask: _Mask | None) -> None:
         from pipelines.descriptors import phash
@@ -228,18 +279,19 @@ class _Sheet:
             instance |= {"mask_uri": row["mask_uri"], "mask_sha256": mask.sha256}
         image = {k: row[k] for k in ("image_id", "domain", "uri", "licence", "attribution")}
         image |= {"width": decoded.width, "height": decoded.height, "sha256": digest}
-        self.rows["images"].append(image)
-        self.rows["instances"].append(instance | {"box": box})
-        seen_box = _scaled(box, decoded)
-        self.rows["measures"].append({"image_id": row["image_id"], **measure(decoded.image, seen_box)})
-        self.phashes.append(phash(decoded.image))
-        self.waiting.append(decoded.image)
+        measures = {"image_id": row["image_id"], **measure(decoded.image, _scaled(box, decoded))}
+        self._put(image, instance | {"box": box}, measures, phash(decoded.image))
+        self.waiting.append((len(self.vectors), decoded.image))
+        self.vectors.append(NOT_YET)
         if len(self.waiting) >= IMAGES_AT_ONCE:
             self._describe()
 
     def _describe(self) -> None:
         if self.waiting:
-            self.vectors.append(np.asarray(self.describer.describe(self.waiting), np.float32))
+            places, images = zip(*self.waiting, strict=True)
+            found = np.asarray(self.describer.describe(images), np.float32)
+            for place, vector in zip(places, found, strict=True):
+                self.vectors[place] = vector
             self.waiting = []
 
     def _reject(self, entity: str, key: str, reason: str, detail: str) -> None:
@@ -295,10 +347,10 @@ def _table(rows: list[dict[str, Any]], name: str) -> pa.Table:
     return conform(pa.Table.from_pylist(rows, TABLES[name]), name)
 
 
-def _lists(blocks: list[np.ndarray[Any, np.dtype[np.float32]]]) -> pa.Array:
-    if not blocks:
+def _lists(rows: list[Vector]) -> pa.Array:
+    if not rows:
         return pa.array([], pa.list_(pa.float32()))
-    vectors = np.concatenate(blocks)
+    vectors = np.stack(rows)
     offsets = pa.array(np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel()))
 

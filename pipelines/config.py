@@ -131,6 +131,9 @@ class BuildRecipe(Config):
     """Who writes the texts; auto = the world's oracle for the world, else the plain one."""
     gallery: GalleryOptions = Field(default_factory=GalleryOptions)
     """What is added to the galleries."""
+    update: str | None = None
+    """An earlier version of this benchmark (path, URL or name/key): its images are not opened again, its pairs not
+    annotated again, its instances keep their split; null builds everything."""
     images_per_part: int = Field(256, ge=1)
     """Work is cut into parts of whole instances with at least so many images; a kill loses the parts in flight."""
     workers: int | None = Field(None, ge=1)
@@ -159,9 +162,14 @@ class BuildRecipe(Config):
             )
         return annotator
 
-    def key(self, fingerprint: str) -> str:
-        """The key of the version this recipe makes of an input with that fingerprint."""
-        data = self.model_dump(mode="json", exclude=EXECUTION_ONLY)
+    def key(self, fingerprint: str, *earlier: str) -> str:
+        """The key of the version this recipe makes of an input with that fingerprint.
+
+        Args:
+            fingerprint: the source's.
+            earlier: content hash of the version that it updates, if it does: splits depend on it.
+        """
+        data = self.model_dump(mode="json", exclude=EXECUTION_ONLY | {"update": True})
         if "root" in data["source"]:
             data["source"]["root"] = storage.absolute(data["source"]["root"])
-        return recipe_hash(data, fingerprint)
+        return recipe_hash(data, fingerprint, *earlier)

@@ -42,12 +42,18 @@ class Dealt:
     """Of the near-duplicates."""
 
 
-def write_splits(recipe: BuildRecipe, version_url: str, parts: int) -> Dealt:
-    """Deal the instances and find near-duplicates; writes `splits`, `near_duplicates` and `rejects/split`."""
+def write_splits(recipe: BuildRecipe, version_url: str, parts: int, keep: Mapping[str, str]) -> Dealt:
+    """Deal the instances and find near-duplicates; writes `splits`, `near_duplicates` and `rejects/split`.
+
+    Args:
+        recipe: of the build.
+        version_url: where the tables lie.
+        parts: how many parts they have.
+        keep: instance → split of the version that this one updates.
+    """
     groups = [row for table in read_parts(version_url, "groups", parts) for row in table.to_pylist()]
-    rows = deal(
-        groups, _same_content(version_url, parts), recipe.split, recipe.gallery.dev_share, recipe.seed
-    )
+    same = _same_content(version_url, parts)
+    rows = deal(groups, same, recipe.split, recipe.gallery.dev_share, recipe.seed, keep)
     splits = pa.Table.from_pylist(rows, TABLES["splits"])
     found = _near_duplicates(recipe.duplicates, version_url, parts, splits)
     files, hashes = [], {}

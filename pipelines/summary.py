@@ -148,6 +148,9 @@ def details_of(manifest: Manifest) -> Iterator[str]:
             yield f"{domain}: {f['masks']['empty']:,} masks are empty and were left out"
         if "why_no_query" in f:
             yield f"{domain}: no test query: {f['why_no_query']}"
+    if "earlier" in manifest.parents:
+        known = manifest.figures["taken_over"]
+        yield f"taken over from the earlier version: {known['images']:,} images, {known['pairs']:,} pairs"
     near = manifest.figures["near_duplicates"]
     if near["pairs"]:
         gone = ", ".join(f"{count:,} of {split}" for split, count in near["images_rejected"].items())

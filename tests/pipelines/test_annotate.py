@@ -223,7 +223,7 @@ def test_a_text_that_names_the_instance_is_refused() -> None:
     stage.setup()
     stage._writer = Namer()
     pairs = {"pair_id": ["d/1"], "domain": ["d"], "instance_id": ["d/red_kettle2"], "reference_id": ["a"]}
-    known = {"image_id": ["a", "b"], "width": [9, 9], "height": [9, 9]}
+    known = {"image_id": ["a", "b"], "width": [9, 9], "height": [9, 9], "sha256": ["a", "b"]}
     more = {"image_id": ["a", "b"], "box": [None, None], "category": ["c", "c"]}
     more |= {"mask_uri": [None, None], "mask_sha256": [None, None]}
     tables = {

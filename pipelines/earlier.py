@@ -1,0 +1,220 @@
+"""What an earlier version of a benchmark already knows, so that an update opens and describes only what is new.
+
+An image is known if the earlier listing says the same of it: name, instance, size, the store's change mark and box. A
+pair is known if both its images have the same bytes and boxes. Everything else is decided anew over all images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pydantic
+from numpy.typing import NDArray
+
+from infra.base import storage, versions
+from infra.base.errors import OacirError
+from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
+from pipelines.images import ImageRejected
+from pipelines.stages import part_path, read_parts
+
+if TYPE_CHECKING:
+    from pipelines.config import BuildRecipe
+
+COLLECTED = "_work/images/collected"
+SAME_IN_LISTING = ("domain", "instance_id", "size_bytes", "mark", "box", "mask_uri")
+SAME_FOR_TEXTS = ("sha256", "box", "category", "mask_sha256")
+Key = tuple[str, str]
+"""Domain and instance: what a listing is sorted by."""
+
+
+class KnownImage(NamedTuple):
+    """What an earlier build found in an image, or why it refused it."""
+
+    refusal: ImageRejected | None
+    image: dict[str, Any]
+    """Its row of `records.IMAGES`."""
+    box: list[float] | None
+    outside: str | None
+    """Why the listed box was left out."""
+    measures: dict[str, Any]
+    phash: int
+    vector: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier version, small enough to travel to every worker."""
+
+    url: str
+    content_hash: str
+    parts: tuple[tuple[Key, Key], ...]
+    """The first and last key of each part of its listing."""
+    splits: Mapping[str, str]
+    """Instance → train, dev or test; those in reserve are left out. Empty in the workers, which do not need it."""
+    texts_of: frozenset[str]
+    """Domains whose texts would be written again by the same annotator with the same options."""
+
+    def for_workers(self) -> Earlier:
+        """The same without what only the driver needs."""
+        return Earlier(self.url, self.content_hash, self.parts, {}, self.texts_of)
+
+    def images(self, listing: pa.Table) -> dict[str, KnownImage]:
+        """The known ones among the listed images; those with a mask are not, whose own change no listing states."""
+        parts = self._overlapping(listing)
+        columns = ["image_id", *SAME_IN_LISTING]
+        before = {r["image_id"]: r for r in self._rows("listing", parts, columns, listing["image_id"])}
+        same = {
+            row["image_id"]
+            for row in listing.select(columns).to_pylist()
+            if row["mask_uri"] is None and before.get(row["image_id"]) == row
+        }
+        names = pa.array(sorted(same), pa.string())
+        refusals: dict[str, ImageRejected] = {}
+        outside: dict[str, str] = {}
+        for row in self._rows("rejects/collect", parts, None, names, "key"):
+            if row["entity"] == "boxes":
+                outside[row["key"]] = row["detail"]
+            elif (
+                row["entity"] == "images" and row["reason"] != "duplicate_content"
+            ):  # others decide over that
+                refusals[row["key"]] = ImageRejected(row["reason"], row["detail"])
+        found = {
+            name: KnownImage(refusal, {}, None, None, {}, 0, np.zeros(0, np.float32))
+            for name, refusal in refusals.items()
+        }
+        rows = [self._by_id(t, parts, names) for t in (COLLECTED, "instances", "measures", "descriptors")]
+        images, instances, measures, descriptors = rows
+        for name, image in images.items():
+            described = descriptors[name]
+            found[name] = KnownImage(
+                None,
+                image,
+                instances[name]["box"],
+                outside.get(name),
+                measures[name],
+                described["phash"],
+                np.array(described["descriptor"], np.float32),
+            )
+        return found
+
+    def answers(
+        self, listing: pa.Table, pairs: Sequence[PairToAnnotate]
+    ) -> dict[str, Annotation | Rejection]:
+        """The known ones among the pairs of a part, by their names."""
+        asked = {p.pair_id: p for p in pairs if p.domain in self.texts_of}
+        parts = self._overlapping(listing)
+        used = {image["image_id"] for p in asked.values() for image in (p.reference, p.target)}
+        names = pa.array(sorted(used), pa.string())
+        before = self._by_id("instances", parts, names)
+        for name, row in self._by_id(COLLECTED, parts, names).items():
+            before[name] |= row
+        ids = pa.array(sorted(asked), pa.string())
+        answers: dict[str, Annotation | Rejection] = {}
+        for row in self._rows("rejects/annotate", parts, None, ids, "key"):
+            if row["reason"] != "near_duplicate_across_splits":  # the splits decide over that
+                answers[row["key"]] = Rejection(row["reason"], row["detail"])
+        for row in self._rows("quadruples", parts, None, ids, "query_id"):
+            said = row["provenance"]
+            answers[row["query_id"]] = Annotation(
+                row["modification_text"],
+                tuple(row["reference_box"]),
+                said["annotator"],
+                said["confidence"],
+                json.loads(said["extra_json"] or "{}"),
+            )
+        return {
+            name: answer
+            for name, answer in answers.items()
+            if all(_same(before, image) for image in (asked[name].reference, asked[name].target))
+        }
+
+    def _overlapping(self, listing: pa.Table) -> list[int]:
+        """Its parts that may hold instances of a part of the new listing."""
+        if not len(listing):
+            return []
+        first, last = (
+            (listing["domain"][i].as_py(), listing["instance_id"][i].as_py()) for i in (0, len(listing) - 1)
+        )
+        return [n for n, (begin, end) in enumerate(self.parts) if begin <= last and end >= first]
+
+    def _rows(
+        self, table: str, parts: Iterable[int], columns: list[str] | None, names: Any, key: str = "image_id"
+    ) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for part in parts:
+            found = storage.read_table(storage.join(self.url, part_path(table, part)), columns)
+            rows += found.filter(pc.is_in(found[key], value_set=names)).to_pylist()
+        return rows
+
+    def _by_id(self, table: str, parts: Iterable[int], names: Any) -> dict[str, dict[str, Any]]:
+        return {row["image_id"]: row for row in self._rows(table, parts, None, names)}
+
+
+def _same(before: Mapping[str, Mapping[str, Any]], image: Mapping[str, Any]) -> bool:
+    """Whether an image is to an annotator what it was."""
+    known = before.get(image["image_id"])
+    return known is not None and all(known.get(c) == image.get(c) for c in SAME_FOR_TEXTS)
+
+
+def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
+    """The earlier version that a recipe updates.
+
+    Raises:
+        VersionError: there is none.
+        OacirError: it was not built, measured its images in another way, or its working tables are gone.
+    """
+    if "/" not in reference and not storage.exists(
+        storage.join(storage.absolute(reference), versions.MANIFEST)
+    ):
+        raise OacirError(
+            f"update = {reference}: a name alone means the newest version of it, which this build would soon be itself;"
+            " say name/key (see `oacir data list`) or a path"
+        )
+    from pipelines.build import annotator_kind
+    from pipelines.config import BuildRecipe as Recipe
+
+    version = versions.resolve(root, "datasets", reference, holding="descriptors")
+    try:
+        before = Recipe.model_validate(version.manifest.recipe)
+    except pydantic.ValidationError as error:
+        raise OacirError(
+            f"{version.url}: was made by a recipe that this code does not read ({version.manifest.code_version});"
+            " build without update"
+        ) from error
+    for name in ("limits", "encoder"):
+        old, new = (getattr(r, name).model_dump(exclude={"gpus"}) for r in (before, recipe))
+        changed = [f"{name}.{k} ({old[k]}, now {v})" for k, v in new.items() if old[k] != v]
+        if changed:
+            raise OacirError(
+                f"{version.url}: was built with another {', '.join(changed)}, so what it knows of its images does not"
+                " hold; build without update"
+            )
+    parts = len(version.table_files("listing"))
+    if not all(
+        storage.exists(version.path(part_path(COLLECTED, p))) for p in {0, parts - 1}
+    ):  # the first and the last stand for all: only a person deletes these
+        raise OacirError(f"{version.url}: its working tables ({COLLECTED}) are gone; build without update")
+    keys = []
+    for table in read_parts(version.url, "listing", parts, ["domain", "instance_id"]):
+        ends = [(table["domain"][i].as_py(), table["instance_id"][i].as_py()) for i in (0, len(table) - 1)]
+        keys.append((ends[0], ends[1]))
+    rows = version.table("splits").to_pylist()
+    same_writer = annotator_kind(before) == annotator_kind(recipe) and before.seed == recipe.seed
+    return Earlier(
+        url=version.url,
+        content_hash=version.manifest.content_hash,
+        parts=tuple(keys),
+        splits={r["instance_id"]: r["split"] for r in rows if r["split"] != "reserve"},
+        texts_of=frozenset(
+            domain
+            for domain in {r["domain"] for r in rows}
+            if same_writer
+            and before.thresholds.of(domain).max_words == recipe.thresholds.of(domain).max_words
+        ),
+    )
