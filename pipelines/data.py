@@ -186,7 +186,9 @@ def _account_rows(manifest: Manifest) -> Iterator[list[str]]:
 def _split_rows(domains: Mapping[str, Any]) -> Iterator[list[str]]:
     from pipelines.summary import QUERY_SPLITS
 
-    more = {s for f in domains.values() for s in f["queries"]} - set(QUERY_SPLITS)  # a release's hidden targets
+    more = {s for f in domains.values() for s in f["queries"]} - set(
+        QUERY_SPLITS
+    )  # a release's hidden targets
     splits = [*QUERY_SPLITS, *sorted(more)]
     yield ["", *splits, "reserve"]
     for domain, f in domains.items():

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 COLLECTED = "_work/images/collected"
 SAME_IN_LISTING = ("domain", "instance_id", "size_bytes", "mark", "box", "mask_uri")
 SAME_FOR_TEXTS = ("sha256", "box", "category", "mask_sha256")
+TRIED_AGAIN = frozenset({"duplicate_content", "unreadable"})
+"""Verdicts that hang on other images, or on what a store allowed at that time."""
 Key = tuple[str, str]
 """Domain and instance: what a listing is sorted by."""
 
@@ -80,9 +82,7 @@ class Earlier:
         for row in self._rows("rejects/collect", parts, None, names, "key"):
             if row["entity"] == "boxes":
                 outside[row["key"]] = row["detail"]
-            elif (
-                row["entity"] == "images" and row["reason"] != "duplicate_content"
-            ):  # others decide over that
+            elif row["entity"] == "images" and row["reason"] not in TRIED_AGAIN:
                 refusals[row["key"]] = ImageRejected(row["reason"], row["detail"])
         found = {
             name: KnownImage(refusal, {}, None, None, {}, 0, np.zeros(0, np.float32))
