@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -52,11 +53,10 @@ def rows(
 
 @pytest.fixture(scope="module")
 def photos(photo_folder: Any) -> Path:
-    """Sixteen instances of five photos, one photo broken, one copied, one lost, one with a box beside the picture."""
+    """Sixteen instances of five photos, one photo broken, one copied, one with a box beside the picture."""
     root: Path = photo_folder(instances=8, images=5)
     (root / "cups/thing-03/broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     shutil.copy(root / "cups/thing-01/0.jpg", root / "cups/thing-01/copy.jpg")
-    (root / "cups/thing-06/lost.jpg").symlink_to(root / "nowhere.jpg")
     with (root / "boxes.csv").open("a") as boxes:
         shutil.copy(root / "cups/thing-02/0.jpg", root / "cups/thing-04/other.jpg")
         boxes.write("cups/thing-04/other.jpg,500,500,10,10,test\n")
@@ -71,7 +71,7 @@ def first(photos: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: N
 def blank(photos: Path, keep: set[str]) -> None:
     """Replace the bytes of every photo but some by zeros of the same size and time: who opens one must refuse it."""
     for file in photos.rglob("*.jpg"):
-        if file.is_file() and file.relative_to(photos).as_posix() not in keep:
+        if file.relative_to(photos).as_posix() not in keep:
             status = file.stat()
             file.write_bytes(bytes(status.st_size))
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -82,12 +82,11 @@ def test_an_unchanged_collection_is_the_same_benchmark_without_opening_a_photo(
     photos: Path, first: Version, tmp_path: Path
 ) -> None:
     blind = tmp_path / "photos"
-    shutil.copytree(photos, blind, symlinks=True)
+    shutil.copytree(photos, blind)
     blank(blind, {"cups/thing-01/copy.jpg"})
     outcome, version = run(recipe(blind, update=first.url, images_per_part=7), tmp_path / "root")
     assert version.manifest.content_hash == first.manifest.content_hash
-    # 80 photos, the broken one, the copied one, the other one; the copy is told from its bytes, so it is read again,
-    # and so is the lost one: it may have come back
+    # 80 photos, the broken one, the copied one, the other one; the copy is told from its bytes, so it is read again
     assert version.manifest.figures["taken_over"]["images"] == 82
     assert version.manifest.parents == {"earlier": first.manifest.content_hash}
     assert any(line.startswith("taken over from the earlier version: 82 images") for line in outcome.details)
@@ -98,7 +97,7 @@ def test_new_photos_are_opened_and_described_and_the_old_ones_are_not(
     photos: Path, first: Version, photo_folder: Any, tmp_path: Path
 ) -> None:
     grown = tmp_path / "photos"
-    shutil.copytree(photos, grown, symlinks=True)
+    shutil.copytree(photos, grown)
     more = photo_folder(domains=("toys",), instances=12, images=6)
     new = {f"toys/thing-{n:02d}/{i}.jpg" for n in range(8, 12) for i in range(6)}
     new |= {"toys/thing-00/5.jpg", "toys/thing-05/5.jpg"}  # a photo more of two known instances
@@ -114,7 +113,7 @@ def test_new_photos_are_opened_and_described_and_the_old_ones_are_not(
 
     known = version.manifest.figures["taken_over"]
     opened = len(version.table("listing")) - known["images"]
-    assert opened == len(new) + 2  # and the copy, which only its bytes tell, and the lost one
+    assert opened == len(new) + 1  # and the copy, which only its bytes tell
     for table in ("instances", "descriptors", "measures", "pairs"):
         assert rows(version, table) == rows(fresh, table)
     # texts of pairs between old photos are the old ones, those of others as a build of everything writes them
@@ -136,7 +135,7 @@ def test_new_photos_are_opened_and_described_and_the_old_ones_are_not(
 @pytest.mark.ray
 def test_a_photo_that_changed_is_opened_again(photos: Path, first: Version, tmp_path: Path) -> None:
     changed = tmp_path / "photos"
-    shutil.copytree(photos, changed, symlinks=True)
+    shutil.copytree(photos, changed)
     turned = Image.open(photos / "toys/thing-00/0.jpg").transpose(Image.Transpose.ROTATE_90)
     turned.save(changed / "toys/thing-00/0.jpg")
     version = run(recipe(changed, update=first.url), tmp_path / "root")[1]
@@ -157,6 +156,33 @@ def test_an_update_is_another_version_and_doing_it_again_is_a_no_op(
     assert build(chosen, Context(root=root)).message.startswith("nothing to do")
     other = chosen.model_copy(update={"update": str(made.location)})
     assert build(other, Context(root=root)).message.startswith("nothing to do")  # the same content before
+
+
+@pytest.mark.ray
+def test_verdicts_on_the_bytes_are_taken_over_but_not_those_of_a_bad_moment(
+    photos: Path, first: Version, tmp_path: Path
+) -> None:
+    place = tmp_path / "version"
+    shutil.copytree(first.url, place)
+    (number,) = (
+        n
+        for n in range(len(first.table_files("listing")))
+        if "cups/thing-03/broken.jpg"
+        in storage.read_table(first.path(part_path("listing", n)))["image_id"].to_pylist()
+    )
+    listing = storage.read_table(first.path(part_path("listing", number)))
+    rejects = part_path("rejects/collect", number)
+
+    def known() -> dict[str, Any]:
+        return open_earlier("nowhere", str(place), recipe(photos)).images(listing)
+
+    refusal = known()["cups/thing-03/broken.jpg"].refusal
+    assert refusal is not None
+    assert refusal.reason in ("truncated", "corrupt")
+    old = storage.read_table(str(place / rejects))
+    changed = [r | {"reason": "unreadable"} for r in old.to_pylist()]
+    storage.write_table(str(place / rejects), pa.Table.from_pylist(changed, old.schema))
+    assert "cups/thing-03/broken.jpg" not in known()
 
 
 @pytest.mark.ray
