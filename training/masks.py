@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import PngImagePlugin
 
 from infra.base.errors import OacirError
+
+if TYPE_CHECKING:
+    from PIL import PngImagePlugin
 
 Mask = npt.NDArray[np.bool_]
 """[H, W], true inside the object; a pixel of it is a pixel of the upright image."""
@@ -31,6 +34,8 @@ def decode_mask(data: bytes, size: tuple[int, int]) -> Mask:
     Raises:
         OacirError: no such PNG, of another size, or damaged.
     """
+    from PIL import PngImagePlugin
+
     if not data.startswith(PNG):
         raise OacirError(f"the mask starts with {data[:8]!r}; a mask is a PNG")
     try:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import PushToHubMixin, cached_file
@@ -28,6 +27,9 @@ from training.model.views import (
     see,
 )
 from training.model.wordpiece import clean_text, train_wordpiece
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["AdaFocalProcessor", "Inputs", "train_wordpiece"]
 
@@ -237,6 +239,8 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         return pixel_box(box, *size)
 
     def _pixels(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        from PIL import Image  # not above: the model itself does without pillow
+
         image = image.convert("RGB")
         size, geometry = self.image_size, input_geometry(*image.size, self.image_size, self.pad_ratio)
         if geometry.pad_x or geometry.pad_y:

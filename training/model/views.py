@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Literal, get_args
-
-from PIL import Image
+from typing import TYPE_CHECKING, Literal, get_args
 
 from infra.base.errors import OacirError
 from training.model.regions import Box
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ReferenceView = Literal["full", "crop", "drawn"]
 """full: the photo as it is; crop: only the pixels of the box; drawn: the box drawn on the photo."""
