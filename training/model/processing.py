@@ -188,9 +188,15 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         masks = self.regions(regions, [image.size for image in images])
         return Inputs(self.pixels(self.references(images, regions)), input_ids, attention_mask, masks)
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write settings and tokenizer files into `directory`."""
-        folder = Path(directory)
+    def save_pretrained(self, save_directory: str | Path, max_shard_size: int | str | None = None) -> None:
+        """Write settings and tokenizer files into a folder.
+
+        Args:
+            save_directory: made if needed.
+            max_shard_size: what `push_to_hub` says to models; there are no weights here.
+        """
+        del max_shard_size
+        folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
         settings = {
