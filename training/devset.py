@@ -17,7 +17,6 @@ from training.distributed import gather_rows, share
 from training.features import FeatureStore
 from training.metrics import instance_recall_at, oacir_ranks, recall_at
 from training.model.adafocal import AdaFocalModel
-from training.scoring import max_over_set
 
 if TYPE_CHECKING:
     from training.model.processing import AdaFocalProcessor
@@ -94,7 +93,7 @@ def measure(
         for gallery in galleries:
             start, end = share(len(gallery.candidate_rows), rank, world_size)
             own = gallery.candidate_rows[start:end]
-            empty = torch.zeros(0, model.config.num_query_tokens, model.config.embed_dim, device=device)
+            empty = torch.zeros(0, *model.target_shape, device=device)
             vectors = [
                 model.encode_target(store.tokens(own[i : i + step]).to(device)).float()
                 for i in range(0, len(own), step)
@@ -126,7 +125,7 @@ def _ranks(
             mask.to(targets.device),
             queries.regions(some).to(targets.device),
         )
-        scores = max_over_set(query.embedding.float(), targets)
+        scores = model.score(query.embedding.float(), targets)
         ranks = oacir_ranks(
             scores.cpu().numpy(),
             gallery.candidate_ids,

@@ -33,6 +33,8 @@ from pipelines.retrieval.engine import (
 if TYPE_CHECKING:
     import torch
 
+    from training.model.interfaces import Rep, Scorer
+
 
 @dataclass(frozen=True)
 class Lenders:
@@ -96,11 +98,12 @@ def borrow(encoder: Encoder, prepared: Prepared, lent: Lenders) -> Borrowed:
 
 
 def text_only(
+    scorer: Scorer,
     borrowed: Borrowed,
     lent: Lenders,
     queries: QuerySet,
     gallery: Gallery,
-    targets: torch.Tensor,
+    targets: Rep,
     chunk: int,
 ) -> Iterator[tuple[slice, Floats]]:
     """Scores [chunk, T] of each query's text with lent references, chunk by chunk."""
@@ -112,7 +115,7 @@ def text_only(
         total = np.zeros((rows.stop - rows.start, len(gallery)))
         every, foreign = total.copy(), total.copy()
         for k in range(count):
-            scores = score(borrowed.vectors[borrowed.with_own_text[rows, k]], targets)
+            scores = score(scorer, borrowed.vectors[borrowed.with_own_text[rows, k]], targets)
             strange = lender[lent.references[rows, k]][:, None] != owner[None, :]
             every += scores
             total += np.where(strange, scores, 0.0)
@@ -121,13 +124,15 @@ def text_only(
         yield rows, mean.astype(np.float32)
 
 
-def reference_only(borrowed: Borrowed, targets: torch.Tensor, chunk: int) -> Iterator[tuple[slice, Floats]]:
+def reference_only(
+    scorer: Scorer, borrowed: Borrowed, targets: Rep, chunk: int
+) -> Iterator[tuple[slice, Floats]]:
     """Scores [chunk, T] of each query's reference and box with lent texts, chunk by chunk."""
     total, count = borrowed.with_own_reference.shape
     for rows in chunks(total, chunk):
         scores = np.zeros((rows.stop - rows.start, len(targets)))
         for k in range(count):
-            scores += score(borrowed.vectors[borrowed.with_own_reference[rows, k]], targets)
+            scores += score(scorer, borrowed.vectors[borrowed.with_own_reference[rows, k]], targets)
         yield rows, (scores / count).astype(np.float32)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from training.anchors import Anchor
     from training.model.adafocal import AdaFocalModel
+    from training.model.interfaces import Rep, Scorer
     from training.model.processing import AdaFocalProcessor
 
 Floats = NDArray[np.float32]
@@ -173,14 +174,12 @@ def encode_queries(
     return torch.cat(vectors), betas
 
 
-def score(queries: torch.Tensor, targets: torch.Tensor) -> Floats:
-    """Scores [Q, T] of query vectors [Q, d] against target sets [T, M, d]: max over the set of the cosine."""
-    from training.scoring import max_over_set
-
+def score(scorer: Scorer, queries: Rep, targets: Rep) -> Floats:
+    """Scores [Q, T] of Q queries against T targets, by the scorer of their model."""
     # In blocks of targets, so that the double-precision copy stays small beside the gallery.
-    block = max(1, (1 << 22) // max(1, targets.shape[1] * targets.shape[2]))
+    block = max(1, (1 << 22) // max(1, targets[:1].numel()))
     parts = [
-        max_over_set(queries.double(), targets[start : start + block].double()).float()
+        scorer(queries.double(), targets[start : start + block].double()).float()
         for start in range(0, len(targets), block)
     ]
     return np.concatenate([part.cpu().numpy() for part in parts], axis=1)

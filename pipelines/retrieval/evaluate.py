@@ -117,18 +117,19 @@ def evaluate_domain(encoder: Encoder, task: DomainTask, recipe: EvaluateRecipe) 
     targets = torch.cat(list(encoder.targets(gallery.image_ids)))
     prepared = encoder.prepare(queries)
     vectors, betas = encode_queries(encoder, prepared)
+    scorer = encoder.model.score
 
     def own() -> Iterator[tuple[slice, Floats]]:
         for rows in baselines.chunks(len(queries), chunk):
-            yield rows, score(vectors[rows], targets)
+            yield rows, score(scorer, vectors[rows], targets)
 
     ranking = join([rank(s, queries, rows, gallery, recipe.top_k) for rows, s in own()])
     lent = baselines.lenders(queries, recipe.blind_references, recipe.seed)
     if lent is None:
         return DomainResult(task, ranking, betas, None, None)
     borrowed = baselines.borrow(encoder, prepared, lent)
-    text = baselines.text_only(borrowed, lent, queries, gallery, targets, chunk)
-    reference = baselines.reference_only(borrowed, targets, chunk)
+    text = baselines.text_only(scorer, borrowed, lent, queries, gallery, targets, chunk)
+    reference = baselines.reference_only(scorer, borrowed, targets, chunk)
     return DomainResult(task, ranking, betas, _ranks(task, text), _ranks(task, reference))
 
 

@@ -171,7 +171,7 @@ def ask(
             inputs.patch_mask.to(encoder.device),
         )
     targets = torch.cat(list(encoder.targets(gallery.image_ids)))
-    scores = score(output.embedding.float(), targets)
+    scores = score(encoder.model.score, output.embedding.float(), targets)
     columns, best = top(scores, gallery, [reference_id], top_k)
     used = output.beta is not None and bool(inputs.patch_mask.any())
     beta = [float(v) for v in output.beta[0].float().cpu()] if output.beta is not None and used else None

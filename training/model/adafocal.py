@@ -185,6 +185,11 @@ class AdaFocalModel(PreTrainedModel):
         """The state [B, H] that becomes the query vector, and what the method's own losses need."""
         return self.qformer(self.query_tokens, text, image, bias, "text_cls", maps), {}
 
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of one image's Rep: (M, d)."""
+        return self.config.num_query_tokens, self.config.embed_dim
+
     def encode_target(self, tokens: Tensor) -> Rep:
         """Image tokens [B, N, D] → M unit vectors per image, [B, M, d]."""
         hidden = self.qformer(self.query_tokens, None, image_memory(tokens, self.vision_norm), read="queries")

@@ -116,7 +116,12 @@ class QueryEncoder(Protocol):
 
 
 class TargetEncoder(Protocol):
-    """Image tokens [B, N, D] → the images' Rep."""
+    """Image tokens [B, N, D] → the images' Rep; `target_shape` is that of one image."""
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Without the axis of the items, so that a worker without any can take part in gathering them."""
+        ...
 
     def encode_target(self, tokens: Tensor) -> Rep:
         """[B, N, D] → Rep of B images."""

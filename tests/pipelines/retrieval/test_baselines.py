@@ -12,6 +12,7 @@ from infra.base.command import Context
 from pipelines.retrieval.baselines import borrow, lenders, reference_only, text_only
 from pipelines.retrieval.engine import Encoder, QuerySet, encode_queries, score
 from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_model, load_tasks, require_features
+from training.scoring import max_over_set
 
 
 def names(instances: list[str]) -> QuerySet:
@@ -82,13 +83,13 @@ def test_means_are_those_of_a_slow_version(context: Context, chunk: int) -> None
     assert lent is not None
     borrowed = borrow(encoder, prepared, lent)
     assert len(borrowed.vectors) == 4 * len(task.queries)
-    parts = text_only(borrowed, lent, task.queries, task.gallery, targets, chunk)
+    parts = text_only(max_over_set, borrowed, lent, task.queries, task.gallery, targets, chunk)
     text = np.concatenate([s for _, s in parts])
-    reference = np.concatenate([s for _, s in reference_only(borrowed, targets, chunk)])
+    reference = np.concatenate([s for _, s in reference_only(max_over_set, borrowed, targets, chunk)])
     for query in (0, 7, len(task.queries) - 1):
         own = np.full(4, query)
         vectors, _ = encode_queries(encoder, prepared, lent.references[query], own)
-        scores = score(vectors, targets).astype(float)
+        scores = score(max_over_set, vectors, targets).astype(float)
         for column, owner in enumerate(task.gallery.instance_ids):
             foreign = [
                 scores[k, column]
@@ -97,5 +98,5 @@ def test_means_are_those_of_a_slow_version(context: Context, chunk: int) -> None
             ]
             assert text[query, column] == pytest.approx(np.mean(foreign), abs=1e-6)
         vectors, _ = encode_queries(encoder, prepared, own, lent.texts[query])
-        assert reference[query] == pytest.approx(score(vectors, targets).mean(0), abs=1e-6)
+        assert reference[query] == pytest.approx(score(max_over_set, vectors, targets).mean(0), abs=1e-6)
         assert not np.allclose(text[query], reference[query], atol=1e-6)

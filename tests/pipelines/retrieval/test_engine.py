@@ -15,6 +15,7 @@ from infra.base.command import Context
 from pipelines.retrieval.engine import Encoder, Gallery, QuerySet, encode_queries, join, rank, score, top
 from pipelines.retrieval.inputs import find_model
 from training.anchors import Anchor
+from training.scoring import max_over_set
 
 GALLERY = Gallery("shop/test", ["a", "b", "c", "d", "e"], ["mug", "mug", "cup", "mug", "cup"])
 
@@ -84,12 +85,12 @@ def test_scores_and_ranks_do_not_depend_on_the_chunks() -> None:
     targets = torch.nn.functional.normalize(torch.randn(101, 8, 64, generator=generator), dim=-1)
     # Near ties: the same images once more, with the last bit of some coordinates changed.
     targets = torch.cat([targets, targets * (1 + 2**-24)])
-    whole = score(vectors, targets)
+    whole = score(max_over_set, vectors, targets)
     for size in (1, 2, 5, 16, 36):
-        parts = [score(vectors[i : i + size], targets) for i in range(0, 37, size)]
+        parts = [score(max_over_set, vectors[i : i + size], targets) for i in range(0, 37, size)]
         assert np.array_equal(np.concatenate(parts), whole)
     for size in (1, 7, 100):
-        parts = [score(vectors, targets[i : i + size]) for i in range(0, 202, size)]
+        parts = [score(max_over_set, vectors, targets[i : i + size]) for i in range(0, 202, size)]
         assert np.array_equal(np.concatenate(parts, axis=1), whole)
     exact = (vectors.double() @ targets.double().flatten(0, 1).T).unflatten(1, (202, 8)).amax(-1)
     assert np.array_equal(whole, exact.float().numpy())
