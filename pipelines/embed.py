@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, start
+from pipelines.embedded import Place, places, read
 from training.config import TrainRecipe
 
 if TYPE_CHECKING:
@@ -41,11 +43,18 @@ class Plan:
     tokens: int
     width: int
     row_bytes: int
+    held: dict[str, Place]
+    """Contents whose tokens another store of this root holds: copied, not computed."""
+
+    @property
+    def distinct(self) -> int:
+        """Distinct contents that the store will hold."""
+        return sum(len(shard["contents"]) for shard in self.shards)
 
     @property
     def forwards(self) -> int:
-        """Distinct contents: forwards of the tower."""
-        return sum(len(shard["contents"]) for shard in self.shards)
+        """Forwards of the tower: distinct contents that no store holds."""
+        return self.distinct - len(self.held)
 
     def figures(self, dtype: str) -> dict[str, Any]:
         """What the store states of itself."""
@@ -53,11 +62,12 @@ class Plan:
             "feature_key": self.feature_key,
             "images": len(self.wanted.images),
             "forwards": self.forwards,
+            "copied": len(self.held),
             "tokens": self.tokens,
             "width": self.width,
             "dtype": dtype,
             "view": self.wanted.view,
-            "bytes": self.forwards * self.row_bytes,
+            "bytes": self.distinct * self.row_bytes,
         }
 
 
@@ -101,12 +111,17 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
 def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
     """Make one store, unless it is there or the plan alone is asked for."""
     began = time.monotonic()
-    figures, distinct = plan.figures(recipe.embed.dtype), plan.forwards
+    figures, distinct = plan.figures(recipe.embed.dtype), plan.distinct
     name = plan.dataset.manifest.name
     what = "images" if plan.wanted.view == "full" else f"references ({plan.wanted.view})"
     if context.dry_run:
+        computed = "forwards of the tower"
+        if plan.held:
+            computed = (
+                f"{plan.forwards:,} forwards of the tower and {len(plan.held):,} copied from earlier stores"
+            )
         details = (
-            f"{len(plan.wanted.images):,} {what}, {distinct:,} distinct contents = forwards of the tower",
+            f"{len(plan.wanted.images):,} {what}, {distinct:,} distinct contents = {computed}",
             f"{len(plan.shards):,} shards of up to {recipe.embed.images_per_shard:,} images,"
             f" {figures['bytes'] / 2**30:.2f} GiB ({recipe.embed.dtype})",
         )
@@ -114,7 +129,9 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
     draft = start("features", name, plan.key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
         return Outcome(
-            f"nothing to do: these {distinct:,} {what} were embedded before: {draft.url}", draft.url, figures
+            f"nothing to do: these {distinct:,} {what} were embedded before: {draft.url}",
+            draft.url,
+            draft.finished.figures,
         )
     done = _finished_shards(draft, plan)
     missing = [shard for shard in plan.shards if shard["shard"] not in done]
@@ -122,8 +139,9 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
         _compute(recipe, draft, plan, missing)
     _commit(draft, plan, figures, time.monotonic() - began)
     resumed = f" ({len(done)} of {len(plan.shards)} shards from an earlier run)" if done else ""
+    copied = f" ({len(plan.held):,} of them copied from earlier stores)" if plan.held else ""
     return Outcome(
-        f"embedded {distinct:,} {what} in {duration(time.monotonic() - began)}{resumed}: {draft.url}",
+        f"embedded {distinct:,} {what}{copied} in {duration(time.monotonic() - began)}{resumed}: {draft.url}",
         draft.url,
         figures,
     )
@@ -149,15 +167,21 @@ class Embedder:
         self.model.to(self.device)
         self.batch_size = recipe.embed.batch_size
         self.dtype = DTYPES[recipe.embed.dtype]
+        config = self.model.config
+        self.row_bytes = config.num_image_tokens * config.vision_config.hidden_size * self.dtype.itemsize
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Write the shards of a batch of rows {shard, url, view, uris, contents}; rows {shard, images, error}."""
+        """Write the shards of a batch of rows {shard, url, view, uris, contents, held}; rows {shard, images, error}.
+
+        `held` of a content is where its tokens lie already, (url, row) as JSON; empty if nowhere.
+        """
         out: dict[str, list[Any]] = {"shard": [], "images": [], "error": []}
-        rows = (batch[name] for name in ("shard", "url", "view", "uris", "contents"))
-        for shard, url, view, uris, contents in zip(*rows, strict=True):
+        rows = (batch[name] for name in ("shard", "url", "view", "uris", "contents", "held"))
+        for shard, url, view, uris, contents, held in zip(*rows, strict=True):
             error = ""
             try:
-                storage.write_bytes(str(url), self._tokens(view, list(zip(uris, contents, strict=True))))
+                entries = list(zip(uris, contents, strict=True))
+                storage.write_bytes(str(url), self._shard(view, entries, [str(place) for place in held]))
             except (
                 OacirError
             ) as problem:  # a row of its own: an exception here would surface as a page of trace
@@ -167,16 +191,21 @@ class Embedder:
             out["error"].append(error)
         return out
 
-    def _tokens(self, view: ReferenceView, entries: list[tuple[str, str]]) -> bytes:
+    def _shard(self, view: ReferenceView, entries: list[tuple[str, str]], held: list[str]) -> bytes:
+        copied = iter(read([Place(*json.loads(place)) for place in held if place], self.row_bytes))
+        computed = iter(self._tokens(view, [e for e, place in zip(entries, held, strict=True) if not place]))
+        return b"".join(next(copied if place else computed) for place in held)
+
+    def _tokens(self, view: ReferenceView, entries: list[tuple[str, str]]) -> list[bytes]:
         import torch
 
-        parts = []
+        parts: list[bytes] = []
         for i in range(0, len(entries), self.batch_size):
             images = [_see(view, *entry) for entry in entries[i : i + self.batch_size]]
             pixels = self.processor.pixels(images).to(self.device)
             tokens = self.model.encode_pixels(pixels).to(self.dtype).cpu().contiguous()
-            parts.append(tokens.view(torch.uint8).numpy().tobytes())
-        return b"".join(parts)
+            parts += [row.numpy().tobytes() for row in tokens.view(torch.uint8)]
+        return parts
 
 
 def _see(view: ReferenceView, uri: str, content: str) -> Any:
@@ -225,17 +254,21 @@ def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
     plans = []
     for wanted in needed(dataset, processor):
         feature_key = wanted.feature_key(tower_hash, processor, dtype)
+        shards = _shards(wanted, recipe.embed.images_per_shard)
+        contents = [content for shard in shards for content in shard["contents"]]
+        row_bytes = tokens * width * DTYPES[dtype].itemsize
         plans.append(
             Plan(
                 dataset=dataset,
                 wanted=wanted,
-                shards=_shards(wanted, recipe.embed.images_per_shard),
+                shards=shards,
                 tower_hash=tower_hash,
                 feature_key=feature_key,
                 key=store_key(feature_key, wanted.hashes),
                 tokens=tokens,
                 width=width,
-                row_bytes=tokens * width * DTYPES[dtype].itemsize,
+                row_bytes=row_bytes,
+                held=places(context.root, feature_key, contents, row_bytes),
             )
         )
     return plans
@@ -266,7 +299,7 @@ def _finished_shards(draft: Draft, plan: Plan) -> set[int]:
 
 def _compute(recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]]) -> None:
     left = sum(len(shard["contents"]) for shard in missing)
-    with Progress("embed", plan.forwards, "images", done=plan.forwards - left) as progress:
+    with Progress("embed", plan.distinct, "images", done=plan.distinct - left) as progress:
         for row in _run(recipe, draft, plan, missing):
             if row["error"]:
                 raise OacirError(row["error"])
@@ -295,6 +328,7 @@ def _run(
     items = [
         {n: shard[n] for n in ("shard", "uris", "contents")}
         | {"url": draft.path(shard["path"]), "view": plan.wanted.view}
+        | {"held": [json.dumps(plan.held[c]) if c in plan.held else "" for c in shard["contents"]]}
         for shard in missing
     ]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
