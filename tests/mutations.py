@@ -29,6 +29,7 @@ DISTRIBUTED = "tests/training/test_distributed.py"
 REGIONS = "tests/training/model/test_regions.py"
 METRICS = "tests/training/test_metrics.py"
 DATA = "tests/training/test_data.py"
+TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
 
@@ -48,6 +49,14 @@ class Mutation:
     old: str
     new: str
     tests: tuple[str, ...] = (EQUATIONS,)
+
+
+IDENTITY = "    tower.post_layernorm = nn.Identity()"
+
+
+def every_eps(norm: str, eps: float) -> str:
+    """Lines that give one LayerNorm of every block of the ViT another eps."""
+    return f"\n    for block in tower.encoder.layers:\n        block.{norm}.eps = {eps}"
 
 
 MUTATIONS = (
@@ -127,10 +136,22 @@ MUTATIONS = (
     ),
     # LayerNorms
     Mutation(
-        "eps of the ViT",
+        "eps of the ViT before the attention", VISION, IDENTITY, IDENTITY + every_eps("layer_norm1", 1e-5)
+    ),
+    Mutation("eps of the ViT before the MLP", VISION, IDENTITY, IDENTITY + every_eps("layer_norm2", 1e-5)),
+    Mutation(
+        "eps of CLIP's ViT before its blocks",
         VISION,
-        "    tower = Blip2VisionModel(config)",
-        "    config.layer_norm_eps = 1e-5\n    tower = Blip2VisionModel(config)",
+        "self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)",
+        "self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=1e-6)",
+        (TOWERS,),
+    ),
+    Mutation(
+        "eps of CLIP's blocks",
+        VISION,
+        "        whole = CLIPVisionModel(config)",
+        "        config.layer_norm_eps = 1e-6\n        whole = CLIPVisionModel(config)",
+        (TOWERS,),
     ),
     Mutation(
         "eps behind the ViT",
@@ -144,17 +165,48 @@ MUTATIONS = (
         "self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)",
         "self.layernorm = nn.LayerNorm(config.hidden_size, eps=1e-6)",
     ),
-    Mutation(
-        "eps of the Q-Former's layers",
-        QFORMER,
-        "self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)",
-        "self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=1e-6)",
+    *(
+        Mutation(
+            f"eps of the Q-Former behind its {block}",
+            QFORMER,
+            made,
+            f"{made}\n        {name}.LayerNorm.eps = 1e-6",
+        )
+        for block, name, made in (
+            (
+                "self-attention",
+                "self.output",
+                "self.attention = _SelfProjections(config, config.hidden_size)\n"
+                "        self.output = _Residual(config, config.hidden_size)",
+            ),
+            (
+                "cross-attention",
+                "self.output",
+                "self.attention = _CrossProjections(config, config.encoder_hidden_size)\n"
+                "        self.output = _Residual(config, config.hidden_size)",
+            ),
+            ("text feed-forward", "self.output", "self.output = _Residual(config, config.intermediate_size)"),
+            (
+                "query feed-forward",
+                "self.output_query",
+                "self.output_query = _Residual(config, config.intermediate_size)",
+            ),
+        )
     ),
-    Mutation("eps of the CRM", CAAM, "batch_first=True", "batch_first=True, layer_norm_eps=1e-6"),
+    *(
+        Mutation(
+            f"eps of the CRM behind its {block}",
+            CAAM,
+            "layer, config.crm_layers, enable_nested_tensor=False\n            )",
+            "layer, config.crm_layers, enable_nested_tensor=False\n            )\n"
+            f"            for made in self.transformer_encoder.layers:\n                made.{name}.eps = 1e-6",
+        )
+        for block, name in (("self-attention", "norm1"), ("feed-forward", "norm2"))
+    ),
     Mutation(
         "a second LayerNorm behind the ViT",
         VISION,
-        "    tower.post_layernorm = nn.Identity()",
+        IDENTITY,
         "    tower.post_layernorm = nn.LayerNorm(config.hidden_size, elementwise_affine=False)",
     ),
     # Tower

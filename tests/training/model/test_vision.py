@@ -82,14 +82,24 @@ def clip_from_lavis(state: dict[str, Tensor]) -> Tower:
     return built
 
 
-def test_clip_tower_equals_lavis():
-    """Weights under LAVIS' names, through our key map, against an independent computation in float64."""
-    state = random_state(tower_shapes("clip"))
+WRITES_INTO_THE_STREAM = ("embedding", "conv1", "ln_pre", "out_proj", "c_proj")
+
+
+@pytest.mark.parametrize("size", [1.0, 0.003])
+def test_clip_tower_equals_lavis(size):
+    """Weights under LAVIS' names, through our key map, against an independent computation in float64.
+
+    Also with rows so small that the eps of their LayerNorms decides over them.
+    """
+    state = {
+        name: weight * size if any(part in name for part in WRITES_INTO_THE_STREAM) else weight
+        for name, weight in random_state(tower_shapes("clip")).items()
+    }
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(1))
     tokens = tower_tokens(clip_from_lavis(state), pixels)
     expected = torch.stack([slow_clip(state, image, heads=4) for image in pixels])
-    assert float(expected.std()) > 0.5
-    torch.testing.assert_close(tokens.double(), expected, atol=2e-5, rtol=0)
+    assert 0.5 < float(expected.std()) / size < 5
+    torch.testing.assert_close(tokens.double(), expected, atol=2e-5 * size, rtol=0)
 
 
 def test_clip_tower_is_transformers_clip_before_its_last_norm():
