@@ -38,8 +38,12 @@ def test_the_card_says_what_the_model_is_and_what_it_learned_from() -> None:
 
 
 def test_a_card_names_its_own_method() -> None:
-    assert "SPRC for" in card(method="sprc", modulation="none")
-    assert "SPRC† for" in card(method="sprc")
+    plain, both = card(method="sprc", modulation="none"), card(method="sprc")
+    assert "SPRC for" in plain
+    assert "SPRC† for" in both
+    assert [word in plain for word in ("Bai et al.", "Yang et al.")] == [True, False]
+    assert [word in both for word in ("Bai et al.", "Yang et al.")] == [True, True]
+    assert "AdaFocal is of Yang et al." in card()
     assert "fixed (β = 2.0)" in card(modulation="fixed", fixed_beta=2.0)
 
 
