@@ -84,8 +84,16 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         """The processor of a model configuration.
 
         Raises:
-            OacirError: the tokenizer has more entries than the model has word embeddings.
+            OacirError: the tokenizer has more entries than the model has word embeddings, or is not of BERT's kind.
         """
+        lacking = [
+            name for name in ("cls_token", "sep_token", "pad_token") if getattr(tokenizer, name) is None
+        ]
+        if lacking:
+            raise OacirError(
+                f"the tokenizer has no {', '.join(lacking)}: a query is read at its text's [CLS]; take one of BERT's"
+                " kind (bert-base-uncased)"
+            )
         if len(tokenizer) > config.qformer.vocab_size:
             raise OacirError(
                 f"the tokenizer has {len(tokenizer)} entries, the model only {config.qformer.vocab_size}: raise "
@@ -160,6 +168,7 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
         encoded = self.tokenizer(
             [clean_text(text) for text in named],
             padding="max_length" if pad_to_max else "longest",
+            padding_side="right",
             truncation=True,
             max_length=self.max_text_tokens,
             return_tensors="pt",
@@ -183,7 +192,16 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
             regions: the anchored objects; None where there is none.
             categories: what they are called; needed where `text_entity` is named.
             query_ids: of a benchmark; they choose the wording that names the object.
+
+        Raises:
+            OacirError: lists of different lengths, or a region that does not fit (`references`, `regions`).
         """
+        counts = {"images": len(images), "texts": len(texts), "regions": len(regions)}
+        if isinstance(texts, str) or len(set(counts.values())) > 1:
+            said = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise OacirError(
+                f"a batch has a text and a region for each image, in lists; here are {said} (a region may be None)"
+            )
         input_ids, attention_mask = self.texts(texts, categories, query_ids)
         masks = self.regions(regions, [image.size for image in images])
         return Inputs(self.pixels(self.references(images, regions)), input_ids, attention_mask, masks)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from transformers import PreTrainedTokenizerFast
 
 from infra.base.errors import OacirError
 from training.model.config import preset
@@ -160,6 +161,33 @@ def test_texts_name_the_object(processor):
     )
     with pytest.raises(OacirError, match="give the category"):
         named.texts(["outdoors"])
+
+
+def test_a_batch_has_one_text_and_one_region_for_each_image(processor):
+    told = r"a text and a region for each image, in lists; here are 2 images, 1 texts, 2 regions"
+    with pytest.raises(OacirError, match=told):
+        processor([scene()] * 2, TEXTS[:1], [None, None])
+    with pytest.raises(OacirError, match="in lists"):  # its letters are as many as the images
+        processor([scene()] * 2, "ab", [None, None])
+
+
+def test_texts_are_padded_on_the_right_whatever_the_tokenizer_prefers(processor):
+    """Positions count from 0 at [CLS], where the query is read: padding before it would move both."""
+    texts = [TEXTS[0], "the dress"]
+    expected = processor.texts(texts)
+    left = train_wordpiece(TEXTS, 200)
+    left.padding_side = "left"
+    found = AdaFocalProcessor.for_model(preset("tiny", max_text_tokens=12), left).texts(texts)
+    assert expected[1].min() == 0  # something is padded
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+
+
+def test_a_tokenizer_of_another_kind_is_refused():
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=train_wordpiece(TEXTS, 200).backend_tokenizer, pad_token="[PAD]"
+    )
+    with pytest.raises(OacirError, match=r"has no cls_token, sep_token: .* \(bert-base-uncased\)"):
+        AdaFocalProcessor.for_model(preset("tiny"), other)
 
 
 def test_settings_are_saved_and_older_files_mean_the_plain_ones(processor, tmp_path):
