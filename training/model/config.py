@@ -36,7 +36,7 @@ class AdaFocalConfig(PretrainedConfig):
         trainable_probes: False keeps the probe tokens as they start.
         initial_temperature: start of the learnable temperature of the loss.
         initial_beta: where a random model's β starts; None leaves it to the head's random weights (about 0.7).
-        aligned_start: a random model starts with query and target in one space (see `adafocal.random_model`).
+        aligned_start: a random model starts with query and target in one space (see `adafocal.initialise`).
         max_text_tokens: word pieces per text, [CLS] and [SEP] included.
         trainable_queries: False freezes the fusion queries (the paper's text; the release trains them).
         vision_norm_eps: eps of the trained LayerNorm behind the tower.
