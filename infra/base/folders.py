@@ -71,3 +71,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, say: a file that cannot be read
         return False
+
+
+def real_folders(root: Path) -> Iterator[Path]:
+    """The folders below a folder, in no order; links to folders are left out."""
+    for folder, names, _ in os.walk(root):
+        for name in names:
+            if not (found := Path(folder, name)).is_symlink():
+                yield found

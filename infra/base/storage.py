@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.base.cloud import bucket_of, in_one_line, require_bucket
 from infra.base.errors import OacirError
-from infra.base.folders import files_below
+from infra.base.folders import files_below, real_folders
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -302,6 +302,17 @@ def list_folders(url: str) -> list[str]:
     return sorted(
         name_of(e["name"].rstrip("/")) for e in filesystem_.ls(path, detail=True) if e["type"] == "directory"
     )
+
+
+@in_one_line
+def folders_below(url: str) -> list[str]:
+    """Every folder below a URL, as paths relative to it, in no order; links are not followed. On S3 what keys imply."""
+    filesystem_, path = filesystem(url)
+    if not is_s3(url):
+        return [folder.relative_to(path).as_posix() for folder in real_folders(Path(path))]
+    found = filesystem_.find(path, withdirs=True, detail=True)
+    base = len(path.rstrip("/")) + 1
+    return [name.rstrip("/")[base:] for name, entry in found.items() if entry["type"] == "directory"]
 
 
 @in_one_line

@@ -19,13 +19,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import logging
 import math
+import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from infra.base import storage
 from infra.base.config import Config
@@ -42,7 +45,10 @@ IMAGE_SUFFIXES = frozenset(
 """Names that count as images, in any case; what a file holds is judged when it is decoded."""
 LAYOUT = "<root>/<domain>/<instance>/<image>"
 MANIFEST, MASKS = "manifest.csv", "masks"
+SAID = ("identity", "category", "licence", "attribution", "source_repo", "mask_path")
+"""Columns of the manifest that say something of an image."""
 ROWS_PER_TABLE = 4096
+FILES_AT_ONCE = 1 << 15
 
 
 class ImageFolderConfig(Config):
@@ -60,13 +66,30 @@ class ImageFolderConfig(Config):
 class _Scan:
     """What one look at the folder found, everything in path order."""
 
-    images: list[storage.FileInfo] = field(default_factory=list)
+    images: pa.Table
+    """Path, size_bytes and mark of each: a hundred bytes of an image, where objects would take a thousand."""
     refused: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Path → reason and detail."""
     masks: set[str] = field(default_factory=set)
     tables: list[str] = field(default_factory=list)
     """Names of the CSV files at the root."""
     digest: str = ""
+
+
+class _Said(NamedTuple):
+    """What the CSVs say of the images, by their place in the scan."""
+
+    texts: dict[str, list[str]]
+    """Column of the manifest → text of each image, empty where it says nothing; no column where no row has it."""
+    boxes: array[float]
+    """Four corners of each image, NaN where it has no box; empty without boxes."""
+
+    def text(self, column: str, place: int) -> str | None:
+        return (self.texts[column][place] or None) if column in self.texts else None
+
+    def box(self, place: int) -> list[float] | None:
+        box = self.boxes[4 * place : 4 * place + 4].tolist()
+        return box if box and not math.isnan(box[0]) else None
 
 
 class ImageFolder:
@@ -84,9 +107,13 @@ class ImageFolder:
 
         from pipelines.records import LISTING
 
-        rows = self._rows
-        for start in range(0, len(rows), ROWS_PER_TABLE):
-            yield pa.Table.from_pylist(rows[start : start + ROWS_PER_TABLE], schema=LISTING)
+        scan, said = self._scan, self._said()
+        self._tell_lost_masks(said)
+        places = _sorted_places(scan.images, said)
+        for start in range(0, len(places), ROWS_PER_TABLE):
+            some = places.slice(start, ROWS_PER_TABLE)
+            rows = zip(some.to_pylist(), scan.images.take(some).to_pylist(), strict=True)
+            yield pa.Table.from_pylist([self._row(place, file, said) for place, file in rows], schema=LISTING)
 
     def rejects(self) -> Iterator[dict[str, Any]]:
         """See `Source`."""
@@ -107,7 +134,8 @@ class ImageFolder:
     def _scan(self) -> _Scan:
         domains = self._found_domains()
         named_like_images = self._folders_named_like_images(domains)
-        scan, digest = _Scan(), hashlib.sha256()
+        images, digest = _Columns(), hashlib.sha256()
+        scan = _Scan(images.table())
         for file in storage.list_files(self.root):
             parts = PurePosixPath(file.path).parts
             if len(parts) == 1:
@@ -127,12 +155,12 @@ class ImageFolder:
             elif (verdict := _verdict(file)) is not None:
                 scan.refused[file.path] = verdict
             else:
-                scan.images.append(file)
+                images.add(file)
             digest.update(f"{file.path}\0{file.size_bytes}\0{file.mark}\n".encode("utf-8", "surrogateescape"))
         for folder, count in named_like_images.items():
             scan.refused[folder] = ("not_a_file", f"a folder named like an image, {count} files in it")
             digest.update(f"{folder}/\n".encode("utf-8", "surrogateescape"))
-        scan.digest = digest.hexdigest()
+        scan.images, scan.digest = images.table(), digest.hexdigest()
         return scan
 
     def _found_domains(self) -> set[str]:
@@ -149,57 +177,58 @@ class ImageFolder:
         """Relative paths of such folders (the outermost ones), empty ones too, with a count of zero."""
         found: dict[str, int] = {}
         for domain in sorted(domains):
-            filesystem, path = storage.filesystem(storage.join(self.root, domain))
-            entries = filesystem.find(path, withdirs=True, detail=True)
-            base = path.rstrip("/")
-            for name in sorted(n for n, e in entries.items() if e["type"] == "directory"):
-                inner = f"{domain}/{name.rstrip('/')[len(base) + 1 :]}"
+            for name in sorted(storage.folders_below(storage.join(self.root, domain))):
+                inner = f"{domain}/{name}"
                 if _looks_like_image(inner) and _first(inner, found) is None:
                     found[inner] = 0
         return found
 
-    @cached_property
-    def _rows(self) -> list[dict[str, Any]]:
-        scan = self._scan
-        paths = {file.path for file in scan.images}
-        manifest = self._manifest(paths)
-        boxes = self._boxes(paths)
-        rows, used = [], set()
-        for file in scan.images:
-            domain, inner = file.path.split("/", 1)
-            said = manifest.get(file.path, {})
-            mask = said.get("mask_path") or f"{MASKS}/{PurePosixPath(file.path).with_suffix('.png')}"
-            used.add(mask)
-            rows.append(
-                {
-                    "image_id": file.path,
-                    "domain": domain,
-                    "instance_id": said.get("identity") or f"{domain}/{inner.split('/', 1)[0]}",
-                    "category": said.get("category") or domain,
-                    "uri": storage.join(self.root, file.path),
-                    "size_bytes": file.size_bytes,
-                    "mark": file.mark,
-                    "box": boxes.get(file.path),
-                    "mask_uri": storage.join(self.root, mask) if mask in scan.masks else None,
-                    "licence": said.get("licence") or None,
-                    "attribution": said.get("attribution") or said.get("source_repo") or None,
-                    "context_json": None,
-                }
-            )
-        if lost := sorted(scan.masks - used):
-            log.warning(
-                "%s: %d masks belong to no image, the first: %s", self.root, len(lost), _as_text(lost[0])
-            )
-        return sorted(rows, key=lambda r: (r["domain"], r["instance_id"], r["image_id"]))
+    def _row(self, place: int, file: dict[str, Any], said: _Said) -> dict[str, Any]:
+        """The listing's row of an image."""
+        path = file["path"]
+        domain, _ = path.split("/", 1)
+        mask = _mask(path, place, said) if self._scan.masks else ""
+        return {
+            "image_id": path,
+            "domain": domain,
+            "instance_id": _instance(path, place, said),
+            "category": said.text("category", place) or domain,
+            "uri": storage.join(self.root, path),
+            "size_bytes": file["size_bytes"],
+            "mark": file["mark"],
+            "box": said.box(place),
+            "mask_uri": storage.join(self.root, mask) if mask in self._scan.masks else None,
+            "licence": said.text("licence", place),
+            "attribution": said.text("attribution", place) or said.text("source_repo", place),
+            "context_json": None,
+        }
 
-    def _manifest(self, paths: set[str]) -> dict[str, dict[str, str]]:
+    def _tell_lost_masks(self, said: _Said) -> None:
+        if masks := self._scan.masks:
+            used = {_mask(path, place, said) for place, path in enumerate(_texts(self._scan.images["path"]))}
+            if lost := sorted(masks - used):
+                log.warning(
+                    "%s: %d masks belong to no image, the first: %s", self.root, len(lost), _as_text(lost[0])
+                )
+
+    def _said(self) -> _Said:
+        """What the CSVs at the root say, read anew each time: the listing is read once."""
+        said = _Said({}, array("d"))
+        if self._scan.tables:
+            places = {path: place for place, path in enumerate(_texts(self._scan.images["path"]))}
+            self._read_manifest(places, said)
+            self._read_boxes(places, said)
+        return said
+
+    def _read_manifest(self, places: dict[str, int], said: _Said) -> None:
         if MANIFEST not in self._scan.tables:
-            return {}
-        rows: dict[str, dict[str, str]] = {}
-        for where, row in self._read(MANIFEST, ("image_path",), paths):
+            return
+        seen = bytearray(len(places))
+        for where, row in self._read(MANIFEST, ("image_path",), places):
             path, identity = row["image_path"], row.get("identity", "")
-            if path in rows:
+            if seen[places[path]]:
                 raise OacirError(f"{where}: a second row for {path}; keep one")
+            seen[places[path]] = 1
             domain = path.split("/", 1)[0]
             if identity and (not identity.startswith(f"{domain}/") or identity == f"{domain}/"):
                 raise OacirError(
@@ -210,33 +239,33 @@ class ImageFolder:
                 raise OacirError(
                     f"{where}: mask_path {mask!r} names no file below {MASKS}/{domain}/; correct or empty it"
                 )
-            rows[path] = row
-        return rows
+            for column in SAID:
+                if text := row.get(column):
+                    column_texts = said.texts.setdefault(column, [""] * len(places))
+                    column_texts[places[path]] = sys.intern(text)  # most repeat from row to row
 
-    def _boxes(self, paths: set[str]) -> dict[str, list[float]]:
-        boxes: dict[str, list[float]] = {}
+    def _read_boxes(self, places: dict[str, int], said: _Said) -> None:
         for name in self._scan.tables:
             if name == MANIFEST:
                 continue
-            for where, row in self._read(name, ("image_path", "x", "y", "w", "h"), paths):
-                if row["image_path"] in boxes:
+            for where, row in self._read(name, ("image_path", "x", "y", "w", "h"), places):
+                if not said.boxes:
+                    said.boxes.extend(itertools.repeat(math.nan, 4 * len(places)))
+                first = 4 * places[row["image_path"]]
+                if not math.isnan(said.boxes[first]):
                     raise OacirError(
                         f"{where}: a second box for {row['image_path']}; keep one (also over all files)"
                     )
-                boxes[row["image_path"]] = _box(where, row)
-        return boxes
+                said.boxes[first : first + 4] = array("d", _box(where, row))
 
     def _read(
-        self, name: str, needed: tuple[str, ...], paths: set[str]
+        self, name: str, needed: tuple[str, ...], places: dict[str, int]
     ) -> Iterator[tuple[str, dict[str, str]]]:
         """Rows of a CSV at the root that speak of a listed image, each with `file, line n` for messages."""
         url = storage.join(self.root, name)
-        try:
-            text = storage.read_bytes(url).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise OacirError(f"{url}: not UTF-8 ({error}); save the file as UTF-8") from error
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        unknown: list[str] = []
+        stream = io.TextIOWrapper(io.BytesIO(storage.read_bytes(url)), "utf-8-sig", newline="")
+        reader = csv.DictReader(stream, strict=True)
+        unknown, first_unknown = 0, ""
         try:
             missing = [n for n in needed if n not in (reader.fieldnames or ())]
             if missing:
@@ -247,16 +276,16 @@ class ImageFolder:
                     raise OacirError(
                         f"{where}: {len(reader.fieldnames or ())} columns expected; quote commas in values"
                     )
-                if row["image_path"] in paths:
+                if row["image_path"] in places:
                     yield where, row
                 elif self._ours(row["image_path"]):
-                    unknown.append(row["image_path"])
+                    unknown, first_unknown = unknown + 1, first_unknown or row["image_path"]
+        except UnicodeDecodeError as error:
+            raise OacirError(f"{url}: not UTF-8 ({error}); save the file as UTF-8") from error
         except csv.Error as error:
             raise OacirError(f"{url}, line {reader.line_num}: not valid CSV ({error})") from error
         if unknown:
-            log.warning(
-                "%s: %d rows name no image of the folder, the first: %s", url, len(unknown), unknown[0]
-            )
+            log.warning("%s: %d rows name no image of the folder, the first: %s", url, unknown, first_unknown)
 
     def _ours(self, path: str) -> bool:
         """Whether a path belongs to what is read: rows of domains that were not asked for need no warning."""
@@ -285,6 +314,8 @@ def _as_text(path: str) -> str:
 
 def _first(path: str, folders: dict[str, int]) -> str | None:
     """The listed folder that a path lies in."""
+    if not folders:
+        return None
     return next((str(p) for p in reversed(PurePosixPath(path).parents) if str(p) in folders), None)
 
 
@@ -298,3 +329,66 @@ def _box(where: str, row: dict[str, str]) -> list[float]:
     if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
         raise OacirError(f"{where}: box {x:g}, {y:g}, {w:g}, {h:g}; {allowed}")
     return [x, y, x + w, y + h]
+
+
+class _Columns:
+    """Files as columns, a piece as Python objects and the rest as Arrow's."""
+
+    def __init__(self) -> None:
+        self.pieces: list[pa.Table] = []
+        self.waiting: list[storage.FileInfo] = []
+
+    def add(self, file: storage.FileInfo) -> None:
+        self.waiting.append(file)
+        if len(self.waiting) == FILES_AT_ONCE:
+            self._close()
+
+    def table(self) -> pa.Table:
+        """All of them: path, size_bytes, mark."""
+        import pyarrow as pa
+
+        self._close()
+        return pa.concat_tables(self.pieces).combine_chunks()
+
+    def _close(self) -> None:
+        import pyarrow as pa
+
+        columns = {
+            "path": pa.array([f.path for f in self.waiting], pa.string()),
+            "size_bytes": pa.array([f.size_bytes for f in self.waiting], pa.int64()),
+            "mark": pa.array([f.mark for f in self.waiting], pa.string()),
+        }
+        self.pieces.append(pa.table(columns))
+        self.waiting = []
+
+
+def _texts(column: pa.ChunkedArray) -> Iterator[str]:
+    """The texts of a column, a piece as Python objects at a time."""
+    for start in range(0, len(column), FILES_AT_ONCE):
+        yield from column.slice(start, FILES_AT_ONCE).to_pylist()
+
+
+def _sorted_places(images: pa.Table, said: _Said) -> pa.Array:
+    """The places of the images in the order of a listing: domain, instance, image."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keys: dict[str, list[pa.Array]] = {"domain": [], "instance_id": []}
+    place = 0
+    for start in range(0, len(images), FILES_AT_ONCE):
+        paths = images["path"].slice(start, FILES_AT_ONCE).to_pylist()
+        keys["domain"].append(pa.array([path.split("/", 1)[0] for path in paths], pa.string()))
+        owners = [_instance(path, place + n, said) for n, path in enumerate(paths)]
+        keys["instance_id"].append(pa.array(owners, pa.string()))
+        place += len(paths)
+    columns = {name: pa.chunked_array(found, pa.string()).combine_chunks() for name, found in keys.items()}
+    table = pa.table({**columns, "path": images["path"]})
+    return pc.sort_indices(table, sort_keys=[(name, "ascending") for name in table.column_names])
+
+
+def _instance(path: str, place: int, said: _Said) -> str:
+    return said.text("identity", place) or "/".join(path.split("/", 2)[:2])
+
+
+def _mask(path: str, place: int, said: _Said) -> str:
+    return said.text("mask_path", place) or f"{MASKS}/{PurePosixPath(path).with_suffix('.png')}"
