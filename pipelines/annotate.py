@@ -55,12 +55,11 @@ def deal(
     rows = {g["instance_id"]: g for g in groups}
     together = _components(rows, same_content)
     split: dict[str, str] = {}
-    for domain in sorted({g["domain"] for g in groups}):
-        blocks = [
-            block
-            for block in together
-            if rows[block[0]]["domain"] == domain and any(rows[i]["state"] == "valid" for i in block)
-        ]
+    by_domain: dict[str, list[list[str]]] = {}
+    for block in together:
+        if any(rows[i]["state"] == "valid" for i in block):
+            by_domain.setdefault(rows[block[0]]["domain"], []).append(block)
+    for blocks in by_domain.values():
         kept = [_kept(block, rows, keep or {}) for block in blocks]
         fixed = [k[min(k)] if k else None for k in kept]
         names = _deal_domain(blocks, rows, options, seed, fixed)
@@ -106,10 +105,12 @@ def _deal_domain(
     free = [b for b, name in enumerate(fixed) if name is None]
     drawn = sorted(free, key=lambda b: draw(seed, "test", blocks[b][0]))
     have = sum(pairs[b] for b, name in enumerate(names) if name == "test")
+    training_left = names.count("train")
     for b in drawn:
-        if abs(have + pairs[b] - wanted) < abs(have - wanted) and names.count("train") > 1:
+        if abs(have + pairs[b] - wanted) < abs(have - wanted) and training_left > 1:
             names[b] = "test"
             have += pairs[b]
+            training_left -= 1
     if not have and drawn and len(blocks) > 1:  # each is more than twice the share: the smallest with pairs
         names[min(drawn, key=lambda b: (pairs[b] == 0, pairs[b]))] = "test"
     training = [b for b, name in enumerate(names) if name == "train"]

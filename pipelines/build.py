@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.base import versions
 from infra.base.command import Context, Outcome
@@ -159,10 +160,11 @@ def _figures(
     distractors: dict[str, dict[str, int]],
     dealt: Dealt,
 ) -> dict[str, Any]:
-    galleries: dict[str, list[str]] = {}
+    galleries: dict[str, list[pa.ChunkedArray]] = {}
     for table in read_parts(draft.url, "gallery", listed.parts, ["gallery_id", "image_id"]):
-        for row in table.to_pylist():
-            galleries.setdefault(row["gallery_id"], []).append(row["image_id"])
+        for place in table["gallery_id"].unique().to_pylist():
+            ids = table["image_id"].filter(pc.equal(table["gallery_id"], place))
+            galleries.setdefault(place, []).append(ids)
     largest: dict[str, int] = {}
     for table in read_parts(draft.url, "groups", listed.parts, ["domain", "found"]):
         for row in table.to_pylist():
@@ -190,11 +192,11 @@ def _figures(
         },
         "galleries": {
             place: {
-                "images": len(ids),
+                "images": sum(map(len, found)),
                 "distractors": distractors.get(place, {"matched": 0, "other": 0}),
-                "sha256": gallery_hash(ids),
+                "sha256": gallery_hash(i for ids in found for i in ids.to_pylist()),
             }
-            for place, ids in sorted(galleries.items())
+            for place, found in sorted(galleries.items())
         },
     }
 

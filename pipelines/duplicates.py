@@ -81,15 +81,23 @@ def _close_values(values: Hashes, max_bits: int) -> Iterator[tuple[Ints, Ints]]:
                     yield a, b
 
 
+def work(count: int, max_bits: int, bands: int) -> float:
+    """How much is looked up and compared among so many hashes if they are cut into so many bands."""
+    width = -(-HASH_BITS // bands)
+    masks = sum(math.comb(width, r) for r in range(max_bits // bands + 1))
+    return bands * masks * (count + count * count / 2.0 ** (HASH_BITS // bands))
+
+
+def best_bands(count: int, max_bits: int) -> int:
+    """The number of bands with the least work."""
+    return min(
+        range(-(-HASH_BITS // WIDEST_BAND), max_bits + 4), key=lambda bands: work(count, max_bits, bands)
+    )
+
+
 def _bands(count: int, max_bits: int) -> list[tuple[int, int]]:
-    """How to cut the hashes: (shift, width) of each band, in the number for which least is looked up and compared."""
-
-    def work(bands: int) -> float:
-        width = -(-HASH_BITS // bands)
-        masks = sum(math.comb(width, r) for r in range(max_bits // bands + 1))
-        return bands * masks * (count + count * count / 2.0 ** (HASH_BITS // bands))
-
-    number = min(range(-(-HASH_BITS // WIDEST_BAND), max_bits + 4), key=work)
+    """How to cut the hashes: (shift, width) of each band."""
+    number = best_bands(count, max_bits)
     edges = [HASH_BITS * i // number for i in range(number + 1)]
     return [(a, b - a) for a, b in itertools.pairwise(edges)]
 

@@ -185,13 +185,16 @@ def choose_distractors(
     """
     pools: dict[str, dict[str, list[tuple[int, str]]]] = {g: {} for g in queries}
     for table in candidates:
+        touched = set()
         for row in table.to_pylist():
             if row["gallery_id"] in pools:
                 pool = pools[row["gallery_id"]].setdefault(row["category"], [])
                 pool.append((row["rank"], row["image_id"]))
-        for place, by_category in pools.items():
-            for category, pool in by_category.items():
-                by_category[category] = sorted(pool)[: options.most(domain_of(place))]
+                touched.add((row["gallery_id"], row["category"]))
+        for place, category in touched:
+            pool = pools[place][category]
+            pool.sort()
+            del pool[options.most(domain_of(place)) :]
     chosen: list[dict[str, Any]] = []
     figures: dict[str, dict[str, int]] = {}
     for place, by_category in sorted(pools.items()):

@@ -170,7 +170,8 @@ def _described(version_url: str, parts: int, needed: Any) -> tuple[Vectors, list
     first = 0
     for part in _filtered(version_url, parts, ["image_id", "descriptor"]) if len(needed) else ():
         count = len(part.image_ids)
-        here = needed[(needed >= first) & (needed < first + count)] - first
+        begin, end = np.searchsorted(needed, [first, first + count])  # ascending
+        here = needed[begin:end] - first
         first += count
         if len(here):
             vectors.append(np.stack(part.descriptors["descriptor"].take(pa.array(here)).to_numpy()))
