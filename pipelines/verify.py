@@ -111,8 +111,6 @@ def _file_faults(version: Version, files: Sequence[FileEntry]) -> list[Fault]:
 
 
 def _file_fault(version: Version, file: FileEntry) -> Fault | None:
-    import pyarrow.parquet as pq
-
     url = version.path(file.path)
     try:
         filesystem, inner = storage.filesystem(url)
@@ -125,8 +123,8 @@ def _file_fault(version: Version, file: FileEntry) -> Fault | None:
     if digest != file.sha256:
         return Fault("file", file.path, f"SHA-256 {digest[:12]}…, stated is {file.sha256[:12]}…")
     if file.rows is not None and file.path.endswith(".parquet"):
-        with filesystem.open(inner, "rb") as stream:
-            rows = pq.ParquetFile(stream).metadata.num_rows
+        with storage.open_parquet(url) as table:
+            rows = table.metadata.num_rows
         if rows != file.rows:
             return Fault("rows", file.path, f"{rows:,} rows, stated are {file.rows:,}")
     return None

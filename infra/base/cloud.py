@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from infra.base.errors import OacirError
+
+if TYPE_CHECKING:
+    from infra.base.s3_failures import StoreLost
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,28 +45,36 @@ def explain(error: BaseException, url: str) -> str | None:
     """The line for an error at an s3:// URL; None where it is not of the store, or says all there is to say."""
     from botocore import exceptions as boto
 
+    from infra.base.s3_failures import StoreLost, codes, reason
+
     causes = list(_causes(error))
     bucket = bucket_of(url)
     at = f"{url}: {{}} at {endpoint()}; {{}}"
     if any(isinstance(e, boto.NoCredentialsError | boto.PartialCredentialsError) for e in causes):
         return at.format(f"no credentials for bucket '{bucket}'", f"set {KEYS}")
+    lost = next((e for e in causes if isinstance(e, StoreLost)), None)
     if any(isinstance(e, boto.HTTPClientError | boto.ConnectionError | TimeoutError) for e in causes):
         return at.format(
-            f"the store of bucket '{bucket}' cannot be reached", "check that it is up, and AWS_ENDPOINT_URL"
+            f"the store of bucket '{bucket}' cannot be reached",
+            f"check that it is up, and AWS_ENDPOINT_URL{_after(lost)}",
         )
-    codes = {str(e.response.get("Error", {}).get("Code")) for e in causes if isinstance(e, boto.ClientError)}
-    if "NoSuchBucket" in codes:
+    if lost is not None:
+        return at.format(
+            f"the store of bucket '{bucket}' keeps failing", f"wait until it answers{_after(lost)}"
+        )
+    found = {code for e in causes if isinstance(e, boto.ClientError) for code in codes(e)}
+    if "NoSuchBucket" in found:
         return _no_bucket(url)
-    if codes & DENIED or any(isinstance(e, PermissionError) for e in causes):
+    if found & DENIED or any(isinstance(e, PermissionError) for e in causes):
         return at.format(
             f"access to bucket '{bucket}' is denied", f"check {KEYS}, and what the bucket allows them"
         )
     if isinstance(error, FileNotFoundError):
         return f"{url}: nothing lies there; check the path"
     if isinstance(error, OSError | boto.BotoCoreError | boto.ClientError):
-        reason = " ".join(str(error).split())[:200]
         return at.format(
-            f"bucket '{bucket}' cannot be used ({reason})", "check the URL, AWS_ENDPOINT_URL and AWS_REGION"
+            f"bucket '{bucket}' cannot be used ({reason(error)})",
+            "check the URL, AWS_ENDPOINT_URL and AWS_REGION",
         )
     return None
 
@@ -95,6 +106,11 @@ def bucket_of(url: str) -> str:
 def endpoint() -> str:
     """Where S3 is asked, as the environment says."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+
+
+def _after(lost: StoreLost | None) -> str:
+    told = f" ({lost.strerror})" if lost is not None else ""
+    return f", and run the same command again: it goes on{told}"
 
 
 def _no_bucket(url: str) -> str:

@@ -9,8 +9,10 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from infra.base.folders import files_below, real_folders
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 CHUNK_BYTES = 8 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
@@ -65,10 +68,12 @@ def name_of(url: str) -> str:
 
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL and the path inside it."""
+    if is_s3(url):
+        from infra.base.s3 import file_system
+
+        return file_system(), url.removeprefix("s3://")
     import fsspec
 
-    if is_s3(url):
-        return fsspec.filesystem("s3"), url.removeprefix("s3://")
     return fsspec.filesystem("file"), absolute(url)
 
 
@@ -111,16 +116,18 @@ def read_bytes(url: str) -> bytes:
     try:
         if part:
             return _read_range(part[1], int(part[2]), int(part[3]))
-        if not is_s3(url):
-            return Path(url).read_bytes()
-        filesystem_, path = filesystem(url)
-        return bytes(filesystem_.cat_file(path))
+        return _read_whole(url) if is_s3(url) else Path(url).read_bytes()
     except EOFError as error:
         raise OacirError(f"{url}: {error}; run the command again, so that it is listed anew") from error
     except OSError as error:
         raise OacirError(
             f"{url}: cannot be read ({error.strerror or error}); check the path and access"
         ) from error
+
+
+def _read_whole(url: str) -> bytes:
+    filesystem_, path = filesystem(url)
+    return bytes(filesystem_.cat_file(path, max_concurrency=1))  # more would ask for the size first
 
 
 def _read_range(url: str, offset: int, length: int) -> bytes:
@@ -145,24 +152,20 @@ def write_bytes(url: str, data: bytes) -> None:
         filesystem_.pipe_file(path, data)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write(temporary, data)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OacirError(
-            f"{url}: cannot be written ({error.strerror or error}); free space or choose --out"
-        ) from error
+        raise _unwritable(url, temporary, error) from error
 
 
 @in_one_line
 def write_new(url: str, data: bytes) -> bool:
-    """Write a file only if none lies there (conditional put on S3, hard link locally); says whether it did."""
+    """Write a file only if none lies there (conditional put on S3, hard link locally); says whether it did.
+
+    On S3 a file with these very bytes is taken for ours: the answer to a put may be lost, and the put sent again.
+    """
     filesystem_, path = filesystem(url)
     if is_s3(url):
         try:
@@ -170,20 +173,38 @@ def write_new(url: str, data: bytes) -> bool:
         except FileExistsError:
             return False
         return True
-    temporary = str(_temporary(Path(path)))
-    write_bytes(temporary, data)
+    temporary = _temporary(Path(path))
     try:
+        _write(temporary, data)
         os.link(temporary, path)
+        temporary.unlink()
     except FileExistsError:
+        temporary.unlink(missing_ok=True)
         return False
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(url, temporary, error) from error
     return True
 
 
 def _temporary(target: Path) -> Path:
     """A name beside a file, of the form `_TEMPORARY`."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write a file of this machine until it is on the disk; a full one says so here."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _unwritable(url: str, temporary: Path, error: OSError) -> OacirError:
+    temporary.unlink(missing_ok=True)
+    return OacirError(
+        f"{url}: cannot be written ({error.strerror or error}); free space or choose --out, and run the command again"
+    )
 
 
 @in_one_line
@@ -210,16 +231,13 @@ def send(file: Path, url: str) -> None:
         filesystem_.put_file(str(file), path)
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, temporary)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OacirError(
-            f"{url}: cannot be written ({error.strerror or error}); free space or choose --out"
-        ) from error
+        raise _unwritable(url, temporary, error) from error
 
 
 @in_one_line
@@ -336,13 +354,53 @@ def sha256_of(url: str) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """A large parquet file, for reading piece by piece with `use_threads=arrow_threads(url)` and no other.
+
+    No thread of Arrow's may ever hold a Python object: one that lets go of it while the interpreter ends kills the
+    process ("terminate called without an active exception"), even of a command that had said its error already. So a
+    local file is opened by Arrow itself, and one on S3 is read in the calling thread alone.
+
+    Raises:
+        OSError, pyarrow.ArrowInvalid: it cannot be read, or is no parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    filesystem_, path = filesystem(url)
+    with (
+        filesystem_.open(path, "rb") if is_s3(url) else pa.OSFile(path) as source,
+        pq.ParquetFile(source, pre_buffer=False) as file,
+    ):
+        yield file
+
+
+def arrow_threads(url: str) -> bool:
+    """Whether Arrow's threads may read what `open_parquet` opened."""
+    return not is_s3(url)
+
+
+@contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """A stored file as one of this machine, for readers that take a path only: itself, or a copy for as long as it is
+    open.
+
+    Raises:
+        OacirError: nothing lies there, or it cannot be read.
+    """
+    if not is_s3(url):
+        yield Path(absolute(url))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name_of(url)
+        fetch(url, file)
+        yield file
+
+
 @in_one_line
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """One parquet file as an Arrow table, with these columns in this order.
-
-    No thread of Arrow's may ever hold a Python object here: one that lets go of it while the interpreter ends kills the
-    process ("terminate called without an active exception"), even of a command that had said its error already. So a
-    local file is opened by Arrow itself, and one on S3 is read in the calling thread alone.
 
     Raises:
         OacirError: nothing lies there, it is no parquet file, or a column is missing.
@@ -350,13 +408,13 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    filesystem_, path = filesystem(url)
     try:
+        # Of S3 all of it in one call, which is checked; a range is not, and several take longer.
         with (
-            filesystem_.open(path, "rb") if is_s3(url) else pa.OSFile(path) as source,
+            pa.BufferReader(_read_whole(url)) if is_s3(url) else pa.OSFile(url) as source,
             pq.ParquetFile(source, pre_buffer=False) as file,
         ):
-            table = file.read(columns, use_threads=not is_s3(url))
+            table = file.read(columns, use_threads=arrow_threads(url))
             return table if columns is None else table.select(columns)
     except OSError as error:
         raise OacirError(

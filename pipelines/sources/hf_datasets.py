@@ -88,16 +88,13 @@ class HuggingFace(TabledSource):
 
     def expected_images(self) -> dict[str, int] | None:
         """Rows of the parquet files, by the domain of rows that name none, without unpacking any; None for Arrow."""
-        import pyarrow.parquet as pq
-
         paths = self._data(self._look())["path"].to_pylist()
         if not paths[0].endswith(".parquet"):
             return None
         count = 0
         for path in paths:
-            filesystem, inside = storage.filesystem(storage.join(self.root, path))
-            with filesystem.open(inside, "rb") as stream:
-                count += pq.read_metadata(stream).num_rows
+            with storage.open_parquet(storage.join(self.root, path)) as file:
+                count += file.metadata.num_rows
         return {self.config.domain: count}
 
     def _data(self, files: pa.Table) -> pa.Table:

@@ -270,17 +270,15 @@ class PackStage(Stage):
 
     def __call__(self, part: Part) -> StageResult:
         """Unpack the file of the part; the listing's `uri` is relative to the version."""
-        import pyarrow.parquet as pq
-
         path = self.paths[part.number]
+        url = storage.join(self.root, path)
         rows = Rows(self.config, self.root, path, self.licence)
         pack = _Pack(self.version_url, part.number)
-        filesystem, inside = storage.filesystem(storage.join(self.root, path))
         try:
-            with filesystem.open(inside, "rb", block_size=storage.CHUNK_BYTES) as stream:
-                file = pq.ParquetFile(stream)
+            with storage.open_parquet(url) as file:
                 columns = rows.columns(file.schema_arrow)
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+                threads = storage.arrow_threads(url)
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=threads):
                     entries = rows.of(batch)
                     for row, image in zip(entries, batch.column(self.config.image), strict=True):
                         if "reason" not in row:

@@ -136,17 +136,17 @@ def read_csv(url: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) 
     """
     import pyarrow.csv as pa_csv
 
-    filesystem, path = storage.filesystem(url)
     try:
-        with filesystem.open(path, "rb") as stream:
-            there = [c.strip().strip('"') for c in stream.readline().decode("utf-8-sig").split(",")]
+        with storage.local_copy(url) as file:
+            with file.open("rb") as stream:
+                there = [c.strip().strip('"') for c in stream.readline().decode("utf-8-sig").split(",")]
             missing = [name for name in needed if name not in there]
             if missing:
                 raise OacirError(f"{url}: no column {', '.join(missing)}; needed are {', '.join(needed)}")
             wanted = [name for name in (*needed, *optional) if name in there]
-            table = pa_csv.open_csv(
-                stream,
-                pa_csv.ReadOptions(column_names=there),
+            table = pa_csv.open_csv(  # of a path: its reading thread may hold no Python object (`storage.open_parquet`)
+                str(file),
+                pa_csv.ReadOptions(column_names=there, skip_rows=1),
                 pa_csv.ParseOptions(newlines_in_values=True),
                 pa_csv.ConvertOptions(
                     include_columns=wanted,

@@ -12,7 +12,6 @@ import pytest
 def s3_bucket(name: str) -> Iterator[str]:
     """The URL of a fresh bucket; the environment points to its server for as long as it is open."""
     import boto3
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     patch = pytest.MonkeyPatch()
@@ -24,10 +23,8 @@ def s3_bucket(name: str) -> Iterator[str]:
     patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket=name)
-    s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield f"s3://{name}"
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
         server.stop()
         patch.undo()

@@ -11,7 +11,6 @@ import pytest
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty bucket on a real S3 server of this process."""
     import boto3
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -22,7 +21,5 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3").create_bucket(Bucket="oacir-training")
-    s3fs.S3FileSystem.clear_instance_cache()
     yield "s3://oacir-training"
-    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()

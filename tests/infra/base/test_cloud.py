@@ -9,6 +9,7 @@ import pytest
 from infra import cli
 from infra.base import cloud, storage, versions
 from infra.base.errors import OacirError
+from infra.base.s3 import PatientS3
 
 READS = {
     "exists": storage.exists,
@@ -39,8 +40,6 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def endpoint(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """The server in the environment, without any setting of whoever runs the tests."""
-    import s3fs
-
     for name in [n for n in os.environ if n.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in {
@@ -51,13 +50,13 @@ def endpoint(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         "AWS_CONFIG_FILE": str(tmp_path / "none"),
         "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",
+        "OACIR_S3_PATIENCE_S": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
     cloud._asked.cache_clear()
     yield server
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
 
 
 def told(name: str) -> str:

@@ -12,7 +12,6 @@ import pytest
 def s3_bucket() -> Iterator[str]:
     """A real S3 server on loopback."""
     import boto3
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     patch = pytest.MonkeyPatch()
@@ -27,9 +26,7 @@ def s3_bucket() -> Iterator[str]:
     }.items():
         patch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="oacir-collections")
-    s3fs.S3FileSystem.clear_instance_cache()
     yield "s3://oacir-collections"
-    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
     patch.undo()
 

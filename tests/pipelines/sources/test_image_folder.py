@@ -51,7 +51,6 @@ def write(url: str, data: bytes = b"x") -> None:
 def bucket() -> Iterator[str]:
     """A real S3 server on loopback."""
     import boto3
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     patch = pytest.MonkeyPatch()
@@ -66,9 +65,7 @@ def bucket() -> Iterator[str]:
     }.items():
         patch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="oacir-photos")
-    s3fs.S3FileSystem.clear_instance_cache()
     yield "s3://oacir-photos"
-    s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
     patch.undo()
 
