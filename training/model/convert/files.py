@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,17 +109,27 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        # only torch's present (zip) format can stay on disk
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's protocol: the error below says what to do
+            # only torch's present (zip) format can stay on disk
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        # torch's own words advise to unpickle it after all
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        what = (
+            f"holds more than tensors and plain values ({foreign[1]})"
+            if foreign
+            else "is no torch file of tensors"
+        )
+        raise OacirError(
+            f"{path}: {what} and is not unpickled; where you trust it, save its state dict alone (safetensors, or"
+            " torch.save) and give that"
+        ) from error
+    except Exception as error:  # the unpickler raises nearly anything on foreign bytes
         reason = " ".join(str(error).split())[:200]
         raise OacirError(
-            f"{path}: holds more than tensors and plain values, or is no torch file, and is not unpickled ({reason});"
-            " where you trust it, save its state dict alone (safetensors, or torch.save) and give that"
+            f"{path}: is no readable torch file ({type(error).__name__}{': ' * bool(reason)}{reason}); fetch it again"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise OacirError(f"{path}: is no readable torch file ({reason}); fetch it again") from error
 
 
 def _is_state(value: object) -> bool:

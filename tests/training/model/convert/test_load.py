@@ -156,17 +156,34 @@ class Trap:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("form", ["torch", "pickle"])
 def test_nothing_is_unpickled(tmp_path, form):
     path, trap = tmp_path / "evil.pt", tmp_path / "sprung"
     if form == "torch":
         torch.save({"Model": released_state(), "more": Trap(trap)}, path)
     else:
-        path.write_bytes(pickle.dumps(Trap(trap), protocol=2))
-    with pytest.raises(OacirError, match=r"evil\.pt: .* is not unpickled") as error:
+        path.write_bytes(pickle.dumps(Trap(trap), protocol=4))
+    with (
+        pytest.raises(OacirError, match=r"evil\.pt: .* is not unpickled") as error,
+    ):
         read_checkpoint(path, overrides=HEADS)
     assert not trap.exists()
+    assert f"more than tensors and plain values ({os.mkdir.__module__}.mkdir)" in str(error.value)
+    assert "weights_only" not in str(error.value)  # torch's advice to unpickle it after all
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "content", [b"hello", b"", b"\x80\x04K\x01.", b"PK\x03\x04", b"<html>not found</html>"]
+)
+def test_what_is_no_torch_file_is_one_line(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(OacirError, match=r"x\.pt: (is no|needs one)") as error:
+        read_checkpoint(tmp_path / "x.pt")
+    assert "\n" not in str(error.value)
+    assert "()" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
