@@ -31,7 +31,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _RANGE = re.compile(r"(.+)#bytes=(\d+)\+(\d+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """One stored file: path relative to the listed folder, size, and the store's own change mark (etag or mtime)."""
 
