@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,6 +11,9 @@ from infra.base.config import Config, Name, recipe_hash
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+CAAM_FIELDS = ("crm", "crm_layers", "probe_tokens", "trainable_probes")
+"""Fields of a recipe's model that only the CAAM has."""
 
 
 class ModelSection(Config):
@@ -62,9 +66,26 @@ class ModelSection(Config):
             raise ValueError("reference_view 'crop' leaves no region to modulate; set modulation to none")
         if self.text_entity == "drawn" and self.reference_view != "drawn":
             raise ValueError("text_entity 'drawn' speaks of a red box; set reference_view to drawn")
+        without = "no" if self.modulation == "none" else f"a {self.modulation}"
+        if self.modulation in ("none", "fixed") and (idle := self._changed(CAAM_FIELDS)):
+            raise ValueError(
+                f"{', '.join(idle)}: no effect with {without} β; set modulation to scalar or vector"
+            )
+        if self.modulation == "none" and self.bias_scale != "released":
+            raise ValueError("bias_scale has an effect only with a modulation")
+        if self.crm != "transformer" and self.crm_layers is not None:
+            raise ValueError(f"crm_layers has an effect only with crm transformer, not {self.crm}")
+        twice = sorted(set(self.overrides) & set(type(self).model_fields))
+        if self.probe_tokens is not None and "num_probe_tokens" in self.overrides:
+            twice.append("probe_tokens")
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: a field of its own, set it there and not in overrides")
         if self.region == "mask" and self.modulation == "none" and self.reference_view == "full":
             raise ValueError("region 'mask' has an effect only with a modulation or another reference_view")
         return self
+
+    def _changed(self, fields: Sequence[str]) -> list[str]:
+        return [name for name in fields if getattr(self, name) != type(self).model_fields[name].default]
 
     def warning(self) -> str | None:
         """What to know before anything is computed with this model; None where there is nothing."""

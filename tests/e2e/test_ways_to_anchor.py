@@ -65,7 +65,7 @@ def recipe_of(changes: dict[str, object]) -> TrainRecipe:
         {
             "name": "way",
             "dataset": "small",
-            "model": {"overrides": SMALL, "crm_layers": 1} | changes,
+            "model": {"overrides": SMALL} | changes,
             "embed": {"images_per_shard": 64, "workers": 1},
             "training": {"steps": STEPS, "batch_size": 8, "dev_every_epochs": 1},
             "scaling": {"workers": 1},

@@ -64,6 +64,26 @@ def test_all_problems_of_a_recipe_are_told_together() -> None:
             "speaks of a red box",
         ),
         ([("model.region", "mask"), ("model.modulation", "none")], "region 'mask' has an effect only with"),
+        (
+            [("model.modulation", "none"), ("model.crm", "mlp"), ("model.probe_tokens", "4")],
+            "crm, probe_tokens: no effect with no β; set modulation to scalar or vector",
+        ),
+        (
+            [("model.modulation", "fixed"), ("model.fixed_beta", "2"), ("model.trainable_probes", "false")],
+            "trainable_probes: no effect with a fixed β",
+        ),
+        ([("model.modulation", "none"), ("model.bias_scale", "paper")], "bias_scale has an effect only with"),
+        (
+            [("model.crm", "average"), ("model.crm_layers", "3")],
+            "crm_layers has an effect only with crm transf",
+        ),
+        (
+            [
+                ("model.overrides", '{"num_probe_tokens": 3, "modulation": "none"}'),
+                ("model.probe_tokens", "4"),
+            ],
+            "modulation, probe_tokens: a field of its own, set it there and not in overrides",
+        ),
     ],
 )
 def test_settings_without_effect_are_refused(overrides: list[tuple[str, str]], told: str) -> None:
