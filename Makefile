@@ -41,6 +41,7 @@ mutations: .venv  ## plants known mistakes one at a time and names the test that
 
 bench: .venv  ## speed and memory, results into benchmarks/results/
 	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.volume
 
 drills: .venv  ## kill -9 at seeded random moments, results into benchmarks/results/
 	$(BIN)/python tests/e2e/drill_build.py --kills 10 --seed 0 --json benchmarks/results/drill_build.json

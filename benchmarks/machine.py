@@ -7,6 +7,7 @@ import os
 import platform
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,18 +56,39 @@ def write_result(name: str, data: Mapping[str, Any]) -> Path:
 
 
 class FamilyMemory:
-    """Peak memory of a family of processes, as PSS: shared pages are counted once.
+    """Peak memory of a family of processes, as PSS (shared pages are counted once), and the bytes that it reads.
 
     The family is every process whose environment carries a mark, so that Ray's daemons, which leave the process
     tree, are counted too. Start members with `environment()`.
+
+    Attributes:
+        peak_bytes: the largest sum of a look at all members.
+        at_peak: role (driver, workers, raylet, gcs_server, other) → bytes in that look.
+        processes: members seen in all.
+        looks: how often all were looked at.
     """
 
     def __init__(self, every_s: float = 0.5) -> None:
         self.mark = uuid.uuid4().hex
         self.every_s = every_s
         self.peak_bytes = 0
+        self.at_peak: dict[str, int] = {}
+        self.looks = 0
+        self._read: dict[int, tuple[str, int]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def processes(self) -> int:
+        """How many members there were."""
+        return len(self._read)
+
+    def read_bytes(self, role: str) -> int:
+        """Bytes that members of a role asked the system for, of files in the page cache too, as last seen of each.
+
+        A process that waits for another one's end takes over its count: ask for roles without children.
+        """
+        return sum(count for name, count in self._read.values() if name == role)
 
     def environment(self) -> dict[str, str]:
         """The environment that makes a process a member."""
@@ -86,7 +108,7 @@ class FamilyMemory:
         members: dict[int, psutil.Process] = {}
         strangers: set[int] = set()
         while not self._stop.wait(self.every_s):
-            total = 0
+            found: Counter[str] = Counter()
             for pid in psutil.pids():
                 if pid in strangers:
                     continue
@@ -97,7 +119,21 @@ class FamilyMemory:
                             strangers.add(pid)
                             continue
                         members[pid] = process
-                    total += members[pid].memory_full_info().pss
+                    role = _role(members[pid].cmdline())
+                    found[role] += members[pid].memory_full_info().pss
+                    self._read[pid] = role, members[pid].io_counters().read_chars
                 except (psutil.Error, OSError):
                     members.pop(pid, None)
-            self.peak_bytes = max(self.peak_bytes, total)
+            self.looks += 1
+            if found.total() > self.peak_bytes:
+                self.peak_bytes, self.at_peak = found.total(), dict(found)
+
+
+def _role(command: list[str]) -> str:
+    text = " ".join(command)
+    if text.startswith("ray::") or "default_worker.py" in text:
+        return "workers"
+    if "infra.cli" in text:
+        return "driver"
+    name = Path(command[0]).name if command else ""
+    return name if name in ("raylet", "gcs_server") else "other"
