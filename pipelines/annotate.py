@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.base.accounts import Account
 from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection, check_text
@@ -166,14 +167,11 @@ class AnnotateStage(Stage):
     inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
     shared = ("splits", "near_duplicates")
     outputs = ("quadruples", "rejects/annotate")
-    _splits: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _gone: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _writer: Annotator | None = field(default=None, init=False, repr=False)
 
     def setup(self) -> None:
-        """Remember the splits and the images that gave way, and make the annotator."""
-        table = self.common["splits"]
-        self._splits = dict(zip(table["instance_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+        """Remember the images that gave way, and make the annotator."""
         near = self.common["near_duplicates"].to_pylist()
         self._gone = {row["image_id"]: row["other_id"] for row in near if row["rejected"]}
         self._writer = make_annotator(self.annotator)
@@ -242,11 +240,12 @@ class AnnotateStage(Stage):
             for row in table.to_pylist():
                 if row["image_id"] in known:
                     known[row["image_id"]] |= row
+        splits = of_instances(self.common["splits"], "split", tables["pairs"]["instance_id"])
         return [
             PairToAnnotate(
                 pair_id=row["pair_id"],
                 domain=row["domain"],
-                split=self._splits[row["instance_id"]],
+                split=splits[row["instance_id"]],
                 instance_id=row["instance_id"],
                 category=known[row["reference_id"]]["category"],
                 reference=known[row["reference_id"]],
@@ -254,6 +253,12 @@ class AnnotateStage(Stage):
             )
             for row in tables["pairs"].to_pylist()
         ]
+
+
+def of_instances(splits: pa.Table, column: str, instances: pa.ChunkedArray) -> dict[str, str]:
+    """What a column of `splits` says of some instances. Of all of them a worker holds Arrow's bytes alone."""
+    rows = splits.filter(pc.is_in(splits["instance_id"], value_set=instances.unique()))
+    return dict(zip(rows["instance_id"].to_pylist(), rows[column].to_pylist(), strict=True))
 
 
 def _quadruple(pair: PairToAnnotate, answer: Annotation) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from infra.base.accounts import Account
-from pipelines.annotate import draw
+from pipelines.annotate import draw, of_instances
 from pipelines.config import GalleryOptions
 from pipelines.filter import matrix
 from pipelines.records import TABLES
@@ -59,27 +59,23 @@ class CandidateStage(Stage):
     inputs: ClassVar[tuple[str, ...]] = ("_work/images/filtered", "instances", "quadruples")
     shared: ClassVar[tuple[str, ...]] = ("splits", "near_duplicates")
     outputs = ("_work/distractors/candidates",)
-    _galleries: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _twins: set[str] = field(default_factory=set, init=False, repr=False)
 
     def setup(self) -> None:
-        """Remember the instances' galleries and the images that another instance holds too, nearly or exactly."""
-        splits = self.common["splits"]
-        self._galleries = dict(
-            zip(splits["instance_id"].to_pylist(), splits["gallery"].to_pylist(), strict=True)
-        )
+        """Remember the images that another instance holds too, nearly or exactly."""
         self._twins = set(self.common["near_duplicates"]["image_id"].to_pylist())
 
     def __call__(self, part: Part) -> StageResult:
         """Rank the part's images."""
         busy = set(part.tables["quadruples"]["instance_id"].to_pylist())
         domains = _column(part.tables["_work/images/filtered"], "domain")
+        galleries = of_instances(self.common["splits"], "gallery", part.tables["instances"]["instance_id"])
         entries: list[dict[str, Any]] = []
         for row in part.tables["instances"].select(["image_id", "instance_id", "category"]).to_pylist():
             image_id = row["image_id"]
             if row["instance_id"] in busy or image_id not in domains or image_id in self._twins:
                 continue
-            place = gallery_id(domains[image_id], self._galleries[row["instance_id"]])
+            place = gallery_id(domains[image_id], galleries[row["instance_id"]])
             entries.append({"gallery_id": place, "image_id": image_id, "category": row["category"]})
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for entry, rank in zip(entries, self.ranks(entries, part), strict=True):
