@@ -123,6 +123,9 @@ class TrainingSection(Config):
     """Domains that nothing is trained on or chosen by; evaluated as ever, they give the cross-domain figures."""
     one_domain_per_batch: bool = False
     """Draw each batch from one domain, so that all its negatives are of the same kind as the target."""
+    queries_of_an_instance: Positive = 1
+    """Up to so many queries of one instance follow each other in a batch: the same object in other contexts, the
+    hardest negatives. Queries of one target are then often together too."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """Peak rate of everything but the CAAM."""
     caam_learning_rate: Annotated[float, Field(gt=0)] = 1e-4

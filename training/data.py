@@ -56,15 +56,6 @@ class Batch(NamedTuple):
     modulate: bool
     total: int
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device."""
-        moved = self._asdict() | {
-            name: value.to(device, non_blocking=True)
-            for name, value in self._asdict().items()
-            if isinstance(value, Tensor)
-        }
-        return Batch(**moved)
-
 
 @dataclass(frozen=True)
 class QuerySet:
@@ -95,22 +86,6 @@ class QuerySet:
         """Patch masks of some rows, float32 [b, N]."""
         return torch.from_numpy(self.patch_masks[rows]).float()
 
-    def batch(self, store: FeatureStore, rows: Rows, start: int, end: int) -> Batch:
-        """The part `start` … `end` of the global batch of `rows`."""
-        own = rows[start:end]
-        targets, target_index = np.unique(self.target_rows[own], return_inverse=True)
-        input_ids, attention_mask = self.texts(own)
-        return Batch(
-            store.tokens(self.reference_rows[own]),
-            store.tokens(targets),
-            torch.from_numpy(target_index),
-            input_ids,
-            attention_mask,
-            self.regions(own),
-            bool(self.patch_masks[rows].any()),
-            len(rows),
-        )
-
 
 @dataclass(frozen=True)
 class Sampler:
@@ -119,12 +94,19 @@ class Sampler:
     Every row is seen exactly once per epoch. A group's rows are permuted and cut into `ceil(rows / batch_size)` global
     batches whose sizes differ by at most one, so that no batch is much smaller than the others (the number of
     negatives stays even). Each worker takes its contiguous share of every batch.
+
+    Where queries of an instance keep together, its rows are dealt in runs of up to `together`, drawn anew in every
+    epoch, and the runs are permuted: the others of a run are the hardest negatives, the same object in another context.
     """
 
     groups: Rows
     """The group of each row, [n]. A batch holds rows of one group; all rows alike mix freely."""
     batch_size: int
     seed: int
+    instances: Rows | None = None
+    """The instance of each row, [n]; needed where `together` exceeds one."""
+    together: int = 1
+    """Queries of one instance that follow each other."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,10 +119,22 @@ class Sampler:
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
         batches: list[Rows] = []
         for group in np.unique(self.groups):
-            rows = generator.permutation(np.flatnonzero(self.groups == group))
+            rows = self._order(generator, np.flatnonzero(self.groups == group))
             count = -(-len(rows) // self.batch_size)
             batches += [rows[slice(*share(len(rows), i, count))] for i in range(count)]
         return [batches[i] for i in generator.permutation(len(batches))]
+
+    def _order(self, generator: np.random.Generator, rows: Rows) -> Rows:
+        rows = generator.permutation(rows)
+        if self.together == 1 or self.instances is None:
+            return rows
+        by_instance = rows[np.argsort(self.instances[rows], kind="stable")]
+        owner = self.instances[by_instance]
+        first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
+        within = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
+        run = np.cumsum(within % self.together == 0) - 1
+        place = generator.permutation(run[-1] + 1)[run]
+        return by_instance[np.argsort(place, kind="stable")]
 
 
 def batch_groups(quadruples: pa.Table, one_domain_per_batch: bool) -> Rows:
@@ -150,6 +144,13 @@ def batch_groups(quadruples: pa.Table, one_domain_per_batch: bool) -> Rows:
     domains = np.array(quadruples["domain"].to_pylist())
     groups: Rows = np.unique(domains, return_inverse=True)[1].astype(np.int64)
     return groups
+
+
+def batch_instances(quadruples: pa.Table) -> Rows:
+    """The number of each quadruple's instance, [n]."""
+    names = np.array(quadruples["instance_id"].to_pylist())
+    numbers: Rows = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    return numbers
 
 
 def load_queries(

@@ -206,12 +206,17 @@ class FeatureStore:
 
     def tokens(self, rows: npt.NDArray[np.int64], dtype: torch.dtype = torch.float32) -> Tensor:
         """The tokens of those rows, [n, N, D] on the CPU, in the order of `rows`."""
-        out = torch.empty(len(rows), *self.shape, dtype=dtype)
+        return self.gather(rows).to("cpu", dtype)
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """The tokens of those rows, [n, N, D] in the order of `rows`, as they are stored and where they lie."""
         shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+        some = self._shards[0]
+        out = torch.empty(len(rows), *self.shape, dtype=some.dtype, device=some.device)
         for shard in np.unique(shard_of_row):
             places = np.flatnonzero(shard_of_row == shard)
             inside = torch.from_numpy(rows[places] - self._starts[shard])
-            out[torch.from_numpy(places)] = self._shards[shard][inside].to(dtype)
+            out[torch.from_numpy(places).to(some.device)] = self._shards[shard][inside.to(some.device)]
         return out
 
 

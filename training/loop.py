@@ -26,8 +26,8 @@ from training.checkpoints import CheckpointWriter
 from training.config import TrainRecipe
 from training.data import QuerySet, Rows, Sampler
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
-from training.distributed import share
 from training.features import FeatureStore
+from training.feed import Fed, Feed
 from training.job import BEST, TRAINED, Job
 from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
@@ -136,32 +136,47 @@ class Loop:
         if done:
             self.restore(done[-1])
         self.engine.train()
-        per_epoch, total = self.sampler.steps_per_epoch, self.job.total_steps
-        batches, epoch_of_batches = None, -1
-        while self.step < total:
-            epoch = self.step // per_epoch
-            if batches is None or epoch != epoch_of_batches:
-                batches, epoch_of_batches = self.sampler.batches(epoch), epoch
-            self.train_step(batches[self.step % per_epoch], epoch)
-            ended_epoch = self.step % per_epoch == 0
-            if self._dev_is_due(ended_epoch, epoch):
-                self.measure_dev(epoch)
-            if self.step == total or checkpoints.is_due(
-                self.step, self.saved, self.training.checkpoint_every_steps
-            ):
-                self.save()
-            elif self.step % JUDGED_EVERY_STEPS == 0:
-                self.judge()
-            elif time.monotonic() - self.posted > POST_EVERY_S:
-                self.flush()
+        total = self.job.total_steps
+        with self.feed() as feed:
+            began = time.perf_counter()
+            for fed in feed:
+                self.parts.seconds["data"] = feed.waited_s
+                self.train_step(fed, began)
+                ended_epoch = self.step % self.sampler.steps_per_epoch == 0
+                if self._dev_is_due(ended_epoch, fed.epoch):
+                    self.measure_dev(fed.epoch)
+                if self.step == total or checkpoints.is_due(
+                    self.step, self.saved, self.training.checkpoint_every_steps
+                ):
+                    self.save()
+                elif self.step % JUDGED_EVERY_STEPS == 0:
+                    self.judge()
+                elif time.monotonic() - self.posted > POST_EVERY_S:
+                    self.flush()
+                began = time.perf_counter()
         self.finish()
 
-    def train_step(self, rows: Any, epoch: int) -> None:
-        """One optimizer step on a global batch."""
-        began = time.perf_counter()
-        start, end = share(len(rows), self.rank, self.world_size)
-        with self.parts.time("data"):
-            batch = self.queries.batch(self.store, rows, start, end).to(self.device)
+    def feed(self) -> Feed:
+        """This worker's batches from the present step to the last."""
+        return Feed(
+            self.store,
+            self.queries,
+            self.sampler,
+            self.rank,
+            self.world_size,
+            self.device,
+            self.step,
+            self.job.total_steps,
+        )
+
+    def train_step(self, fed: Fed, began: float) -> None:
+        """One optimizer step on a global batch.
+
+        Args:
+            fed: this worker's part of it.
+            began: when the wait for it began, by `time.perf_counter`.
+        """
+        epoch, rows, batch = fed
         # dropout is a pure function of (seed, step, rank), so a resumed step draws the same masks
         torch.manual_seed(((self.training.seed * 1_000_003 + self.step) * 8191 + self.rank) % 2**63)
         set_rates(self.engine.optimizer.param_groups, self.step, self.job.total_steps, self.training)

@@ -23,6 +23,7 @@ from training.config import TrainRecipe
 from training.data import (
     Sampler,
     batch_groups,
+    batch_instances,
     image_sizes,
     load_queries,
     read_quadruples,
@@ -121,7 +122,13 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
             f"{dataset.url}: has no dev quadruples of the domains trained on; set training.select to last"
         )
     groups = batch_groups(quadruples, recipe.training.one_domain_per_batch)
-    sampler = Sampler(groups, recipe.training.batch_size, recipe.training.seed)
+    sampler = Sampler(
+        groups,
+        recipe.training.batch_size,
+        recipe.training.seed,
+        batch_instances(quadruples),
+        recipe.training.queries_of_an_instance,
+    )
     total = recipe.training.epochs * sampler.steps_per_epoch
     return Inputs(
         dataset=dataset,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import cast
+import itertools
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from training.data import QuerySet, Sampler, batch_groups
 from training.distributed import share
-from training.features import FeatureStore
 
 
 @given(
@@ -75,26 +73,38 @@ def queries() -> QuerySet:
     )
 
 
-def test_a_batch_holds_tokens_texts_and_regions_of_its_rows(queries: QuerySet) -> None:
-    def tokens(rows: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(rows).float()[:, None, None].expand(-1, 3, 4)
-
-    store = cast(FeatureStore, SimpleNamespace(tokens=tokens))
-    batch = queries.batch(store, np.array([1, 2, 0]), 1, 3)
-    assert batch.reference_tokens[:, 0, 0].tolist() == [4.0, 0.0]
-    assert batch.target_tokens[:, 0, 0].tolist() == [5.0]  # both queries have this target
-    assert batch.target_index.tolist() == [0, 0]
-    assert batch.input_ids.tolist() == [[2, 3, 0], [2, 7, 3]]
-    assert batch.attention_mask.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert batch.patch_mask.tolist() == [[0, 0, 0], [0, 1, 0]]
-    assert batch.total == 3
+def runs_of(order: list[int]) -> list[int]:
+    """Lengths of the runs of equal neighbours."""
+    return [len(list(run)) for _, run in itertools.groupby(order)]
 
 
-def test_whether_the_modulator_runs_is_decided_on_the_global_batch(queries: QuerySet) -> None:
-    """The third row alone has no region; beside the first it is modulated (with zero bias), whoever holds it."""
-    store = cast(FeatureStore, SimpleNamespace(tokens=lambda rows: torch.zeros(len(rows), 3, 4)))
-    assert queries.batch(store, np.array([0, 2]), 1, 2).modulate
-    assert not queries.batch(store, np.array([2]), 0, 1).modulate
+def test_queries_of_an_instance_keep_together_in_runs_that_change_with_the_epoch() -> None:
+    instances = np.repeat(np.arange(12), 7)
+    sampler = Sampler(np.zeros(84, int), 21, 0, instances, together=3)
+    orders = [np.concatenate(sampler.batches(epoch)) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(84))
+    assert orders[0].tolist() != orders[1].tolist()
+    # seven queries of an instance are dealt as 3 + 3 + 1; neighbours of one instance make longer runs now and then
+    (whole,) = Sampler(np.zeros(84, int), 84, 0, instances, together=3).batches(0)
+    lengths = runs_of(instances[whole].tolist())
+    assert sum(lengths) / len(lengths) > 2
+    loose = runs_of(instances[Sampler(np.zeros(84, int), 84, 0, instances).batches(0)[0]].tolist())
+    assert sum(loose) / len(loose) < 1.5
+    # which of them are together is drawn anew
+    first = [frozenset(w.tolist()) for w in np.split(whole, np.cumsum(lengths)[:-1])]
+    (again,) = Sampler(np.zeros(84, int), 84, 1, instances, together=3).batches(0)
+    second = [
+        frozenset(w.tolist()) for w in np.split(again, np.cumsum(runs_of(instances[again].tolist()))[:-1])
+    ]
+    assert set(first) != set(second)
+
+
+def test_keeping_instances_together_changes_nothing_where_each_has_one_query() -> None:
+    groups = np.zeros(30, int)
+    alone = Sampler(groups, 8, 0, np.arange(30), together=4)
+    assert all(len(set(runs_of(batch.tolist()))) == 1 for batch in alone.batches(0))
+    assert sorted(np.concatenate(alone.batches(2)).tolist()) == list(range(30))
 
 
 def test_texts_are_as_long_as_the_longest_of_the_batch(queries: QuerySet) -> None:
