@@ -41,6 +41,17 @@ class Describer(Protocol):
         """
         ...
 
+    def describe_texts(self, texts: Sequence[str]) -> Vectors:
+        """Describe texts in the same space.
+
+        Returns:
+            float32 [n, d]; every row has length 1.
+
+        Raises:
+            OacirError: it knows no texts.
+        """
+        ...
+
 
 class OfflineDescriber:
     """Gradients (HOG) and colours (HSV histograms) of the whole photo, half of the weight each.
@@ -65,6 +76,10 @@ class OfflineDescriber:
         parts = np.stack([_gradients(i) for i in small]), np.stack([_colours(i) for i in small])
         both: Vectors = np.concatenate([_centred(part) for part in parts], axis=1)
         return both * np.float32(math.sqrt(0.5))
+
+    def describe_texts(self, texts: Sequence[str]) -> Vectors:  # noqa: ARG002  # it knows none
+        """See `Describer`."""
+        raise _knows_no_texts(self.name)
 
 
 class HubDescriber:
@@ -108,6 +123,36 @@ class HubDescriber:
             vectors = self._vectors(pixels.to(self.device)).float().cpu().numpy()
         return _unit(vectors.reshape(len(images), -1))
 
+    def describe_texts(self, texts: Sequence[str]) -> Vectors:
+        """See `Describer`: the text side of CLIP, SigLIP, …."""
+        import torch
+        from transformers import AutoTokenizer
+
+        if not hasattr(self.model, "get_text_features"):
+            raise _knows_no_texts(self.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.name)
+        except (OSError, ValueError) as error:
+            raise OacirError(
+                f"encoder.model {self.name}: its tokenizer cannot be loaded ({' '.join(str(error).split())[:200]});"
+                " put it beside the model, or set variants.by to colour or cluster"
+            ) from error
+        # SigLIP was trained on texts padded to a fixed length; others say how long they may be
+        asked = tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self._text_length(),
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            found = self.model.get_text_features(**asked.to(self.device))
+            vectors = getattr(found, "pooler_output", found).float().cpu().numpy()
+        return _unit(vectors)
+
+    def _text_length(self) -> int:
+        return int(self.model.config.text_config.max_position_embeddings)
+
     def _vectors(self, pixels: Any) -> Any:
         if hasattr(self.model, "get_image_features"):
             return self.model.get_image_features(pixel_values=pixels).pooler_output
@@ -119,6 +164,13 @@ class HubDescriber:
 def make_describer(model: str | None) -> Describer:
     """The describer of a recipe: of the named model, or the offline one where none is named."""
     return OfflineDescriber() if model is None else HubDescriber(model)
+
+
+def _knows_no_texts(name: str) -> OacirError:
+    return OacirError(
+        f"variants.by = labels: {name} reads no texts; set encoder.model to a CLIP-like model, or by to colour or"
+        " cluster"
+    )
 
 
 def phash(image: Image.Image) -> int:

@@ -37,7 +37,7 @@ def measure(image: Image.Image, box: Box | None) -> dict[str, Any]:
     luma = np.asarray(small.convert("L"), dtype=np.float32) / 255.0
     hsv = np.asarray(small.convert("HSV"), dtype=np.float32) / 255.0
     scale = (small.width / image.width, small.height / image.height)
-    terms = _colour_terms(hsv[_border(hsv.shape[:2], box, scale)])
+    terms = colour_terms(hsv[_border(hsv.shape[:2], box, scale)])
     return {
         "brightness": float(luma.mean()),
         "contrast": float(luma.std()),
@@ -71,7 +71,7 @@ def _border(shape: tuple[int, ...], box: Box | None, scale: tuple[float, float])
     return outside if outside.any() else border
 
 
-def _colour_terms(hsv: Levels) -> NDArray[np.intp]:
+def colour_terms(hsv: Levels) -> NDArray[np.intp]:
     """The number in COLOURS of every pixel [n] of [n, 3], by bounds in HSV (levels 0..1)."""
     hue, saturation, value = hsv[..., 0] * 360.0, hsv[..., 1], hsv[..., 2]
     number = {name: i for i, name in enumerate(COLOURS)}

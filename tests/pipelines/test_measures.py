@@ -55,7 +55,7 @@ def test_sharpness_does_not_follow_the_size_of_the_file() -> None:
         ((139, 0, 0), "red"), ((128, 0, 128), "purple"),
     ],
 )  # fmt: skip
-def test_basic_colour_terms(rgb: tuple[int, int, int], term: str) -> None:
+def test_basiccolour_terms(rgb: tuple[int, int, int], term: str) -> None:
     assert measure(plain(rgb), None)["background"] == term
 
 
