@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,10 @@ from pipelines.config import SplitOptions, Thresholds
 from pipelines.earlier import Earlier
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
+from pipelines.watch import Watch, alone_or_together
+
+PAIRS_AT_ONCE = 32
+"""Pairs that an annotator is asked for together."""
 
 
 def draw(seed: int, purpose: str, key: str) -> int:
@@ -163,6 +167,7 @@ class AnnotateStage(Stage):
     seed: int
     earlier: Earlier | None = None
     """What an earlier version knows; only other pairs are annotated."""
+    seconds_per_record: float | None = None
     name = "annotate"
     inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
     shared = ("splits", "near_duplicates")
@@ -184,9 +189,7 @@ class AnnotateStage(Stage):
         open_pairs = [pair for pair in pairs if not self._given_way(pair)]
         answers = self.earlier.answers(part.tables["listing"], open_pairs) if self.earlier else {}
         known = frozenset(answers)
-        wanted = [pair for pair in open_pairs if pair.pair_id not in known]
-        found = self._writer.annotate(wanted, self.seed)
-        answers |= {pair.pair_id: answer for pair, answer in zip(wanted, found, strict=True)}
+        answers |= self._ask(self._writer, pairs, known, part.watch)
         quadruples, rejects = [], []
         counts: dict[str, Counter[str]] = {}
         owners: set[tuple[str, str, str]] = set()
@@ -213,6 +216,21 @@ class AnnotateStage(Stage):
             "rejects/annotate": pa.Table.from_pylist(rejects, TABLES["rejects"]),
         }
         return StageResult(made, [account], counts)
+
+    def _ask(
+        self, writer: Annotator, pairs: Sequence[PairToAnnotate], known: Container[str], watch: Watch
+    ) -> dict[str, Annotation | Rejection]:
+        """The annotator's answers for the pairs that need one, or that it took too long."""
+        wanted = [n for n, p in enumerate(pairs) if p.pair_id not in known and not self._given_way(p)]
+        answers: dict[str, Annotation | Rejection] = {
+            pairs[n].pair_id: Rejection("timeout", watch.detail) for n in wanted if n in watch.hung.alone
+        }
+        for group in alone_or_together(wanted, watch.hung, PAIRS_AT_ONCE):
+            asked = [pairs[n] for n in group]
+            with watch.over(group[0], group[-1] - group[0] + 1):
+                found = writer.annotate(asked, self.seed)
+            answers |= {pair.pair_id: answer for pair, answer in zip(asked, found, strict=True)}
+        return answers
 
     def _given_way(self, pair: PairToAnnotate) -> Rejection | None:
         """Why a pair has no annotation: one of its images nearly repeats an image of another split."""

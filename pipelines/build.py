@@ -105,7 +105,9 @@ def _make(
     parts, workers, seed = listed.parts, recipe.workers, recipe.seed
     records = run_stages(
         [
-            CollectStage(recipe.limits, recipe.encoder.model, recipe.encoder.gpus, known),
+            CollectStage(
+                recipe.limits, recipe.encoder.model, recipe.encoder.gpus, known, recipe.seconds_per_record
+            ),
             FilterStage(recipe.thresholds, recipe.max_pairs_per_instance, seed),
         ],
         draft.url,
@@ -114,7 +116,9 @@ def _make(
         label="collect and filter",
     )
     dealt = write_splits(recipe, draft.url, parts, earlier.splits if earlier else {})
-    annotate = AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed, known)
+    annotate = AnnotateStage(
+        annotator_kind(recipe), recipe.thresholds, seed, known, recipe.seconds_per_record
+    )
     if recipe.gallery.choice == "random":
         last = [annotate, CandidateStage(recipe.gallery, seed)]
         records |= run_stages(last, draft.url, parts, workers=workers, label="annotate")

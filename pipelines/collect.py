@@ -24,6 +24,7 @@ from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, deco
 from pipelines.records import TABLES, conform
 from pipelines.sources.base import Source
 from pipelines.stages import WORK, Part, Stage, StageResult, part_path, table_hash, write_part
+from pipelines.watch import UNWATCHED, Watch
 from training.masks import decode_mask, mask_box
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class CollectStage(Stage):
     gpus: float = 0.0
     earlier: Earlier | None = None
     """What an earlier version knows; only other images are opened."""
+    seconds_per_record: float | None = None
     name = "collect"
     inputs = ("listing",)
     outputs = (
@@ -169,39 +171,60 @@ class CollectStage(Stage):
         """Open every image of the part that is not known."""
         if self._describer is None:
             raise ValueError("setup comes first")
-        listing = part.tables["listing"]
+        listing, watch = part.tables["listing"], part.watch
         known = self.earlier.images(listing) if self.earlier else {}
         rows = listing.to_pylist()
-        opened = _read_ahead([row for row in rows if row["image_id"] not in known])
-        sheet = _Sheet(self.limits, self._describer)
-        for row in rows:
+        opened = _read_ahead(
+            [row for n, row in enumerate(rows) if row["image_id"] not in known and n not in watch.hung.alone]
+        )
+        sheet = _Sheet(self.limits, self._describer, watch)
+        for position, row in enumerate(rows):
             if row["image_id"] in known:
                 sheet.take(row, known[row["image_id"]])
+            elif position in watch.hung.alone:
+                sheet.refuse(row, ImageRejected("timeout", watch.detail))
             else:
-                _, found = next(opened)
-                sheet.add(row, found)
+                # a remote store bounds its own time, and a bad moment of it is no verdict on an image
+                with UNWATCHED.over(position) if storage.is_s3(row["uri"]) else watch.over(position):
+                    _, found = next(opened)
+                sheet.add(row, found, position)
         return sheet.result()
 
 
 class _Sheet:
     """Collects what is found in the images of a part; holds at most IMAGES_AT_ONCE decoded ones."""
 
-    def __init__(self, limits: ImageLimits, describer: Describer) -> None:
-        self.limits, self.describer = limits, describer
+    def __init__(self, limits: ImageLimits, describer: Describer, watch: Watch) -> None:
+        self.limits, self.describer, self.watch = limits, describer, watch
         self.rows: dict[str, list[dict[str, Any]]] = {
             n: [] for n in ("images", "instances", "measures", "rejects")
         }
         self.phashes: list[int] = []
         self.vectors: list[Vector] = []
-        self.waiting: list[tuple[int, Any]] = []
+        self.waiting: list[tuple[int, int, Any]] = []
+        """Position of an image in the part, place of its vector, pixels."""
         self.owner = ""
         self.seen: dict[str, str] = {}
         self.found: Counter[tuple[str, str]] = Counter()
         self.counts: dict[str, Counter[str]] = {}
         self.boxes = 0
 
-    def add(self, row: Mapping[str, Any], found: _Found) -> None:
-        """Look into an image that was read."""
+    def add(self, row: Mapping[str, Any], found: _Found, position: int) -> None:
+        """Look into an image that was read; one that hung together with others is described by itself."""
+        alone = position in self.watch.hung.together
+        if alone:
+            self._describe()
+        with self.watch.over(position):
+            self._look_into(row, found, position)
+        if alone or len(self.waiting) >= IMAGES_AT_ONCE:
+            self._describe()
+
+    def refuse(self, row: Mapping[str, Any], refusal: ImageRejected) -> None:
+        """Reject an image that was not opened."""
+        self._begin(row)
+        self._refuse(row, refusal)
+
+    def _look_into(self, row: Mapping[str, Any], found: _Found, position: int) -> None:
         counts = self._begin(row)
         try:
             if isinstance(found.image, ImageRejected):
@@ -215,7 +238,7 @@ class _Sheet:
             return
         if mask is not None:
             counts["masks kept" if mask.box else "masks empty"] += 1
-        self._keep(row, digest, decoded, mask)
+        self._keep(row, digest, decoded, mask, position)
 
     def take(self, row: Mapping[str, Any], known: KnownImage) -> None:
         """Take over what an earlier version found; the listing's own words (licence, category) are today's."""
@@ -261,7 +284,14 @@ class _Sheet:
         self.rows["measures"].append(measures)
         self.phashes.append(bits)
 
-    def _keep(self, row: Mapping[str, Any], digest: str, decoded: DecodedImage, mask: _Mask | None) -> None:
+    def _keep(
+        self,
+        row: Mapping[str, Any],
+        digest: str,
+        decoded: DecodedImage,
+        mask: _Mask | None,
+        position: int,
+    ) -> None:
         from pipelines.descriptors import phash
         from pipelines.measures import measure
 
@@ -281,15 +311,14 @@ class _Sheet:
         image |= {"width": decoded.width, "height": decoded.height, "sha256": digest}
         measures = {"image_id": row["image_id"], **measure(decoded.image, _scaled(box, decoded))}
         self._put(image, instance | {"box": box}, measures, phash(decoded.image))
-        self.waiting.append((len(self.vectors), decoded.image))
+        self.waiting.append((position, len(self.vectors), decoded.image))
         self.vectors.append(NOT_YET)
-        if len(self.waiting) >= IMAGES_AT_ONCE:
-            self._describe()
 
     def _describe(self) -> None:
         if self.waiting:
-            places, images = zip(*self.waiting, strict=True)
-            found = np.asarray(self.describer.describe(images), np.float32)
+            positions, places, images = zip(*self.waiting, strict=True)
+            with self.watch.over(positions[0], positions[-1] - positions[0] + 1):
+                found = np.asarray(self.describer.describe(images), np.float32)
             for place, vector in zip(places, found, strict=True):
                 self.vectors[place] = vector
             self.waiting = []

@@ -117,6 +117,9 @@ class BuildRecipe(Config):
     """Of pair sampling, split, texts and galleries."""
     limits: ImageLimits = Field(default_factory=ImageLimits)
     """What an image may measure."""
+    seconds_per_record: float | None = Field(60.0, gt=0.0)
+    """Longest that reading, decoding or describing an image, or annotating a pair, may take before it is rejected
+    (timeout) and the build goes on; null = no limit."""
     encoder: EncoderOptions = Field(default_factory=EncoderOptions)
     """What images are compared with."""
     thresholds: Thresholds

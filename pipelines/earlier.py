@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 COLLECTED = "_work/images/collected"
 SAME_IN_LISTING = ("domain", "instance_id", "size_bytes", "mark", "box", "mask_uri")
 SAME_FOR_TEXTS = ("sha256", "box", "category", "mask_sha256")
-TRIED_AGAIN = frozenset({"duplicate_content", "unreadable"})
-"""Verdicts that hang on other images, or on what a store allowed at that time."""
+TRIED_AGAIN = frozenset({"duplicate_content", "unreadable", "timeout"})
+"""Verdicts that hang on other images, or on what a store or machine allowed at that time."""
 Key = tuple[str, str]
 """Domain and instance: what a listing is sorted by."""
 
@@ -117,7 +117,8 @@ class Earlier:
         ids = pa.array(sorted(asked), pa.string())
         answers: dict[str, Annotation | Rejection] = {}
         for row in self._rows("rejects/annotate", parts, None, ids, "key"):
-            if row["reason"] != "near_duplicate_across_splits":  # the splits decide over that
+            # the splits decide over near-duplicates; a machine may be faster today
+            if row["reason"] not in ("near_duplicate_across_splits", "timeout"):
                 answers[row["key"]] = Rejection(row["reason"], row["detail"])
         for row in self._rows("quadruples", parts, None, ids, "query_id"):
             said = row["provenance"]

@@ -63,6 +63,8 @@ class ImportRecipe(Config):
     """Which release, and where it lies."""
     limits: ImageLimits = Field(default_factory=ImageLimits)
     """What an image may measure."""
+    seconds_per_record: float | None = Field(60.0, gt=0.0)
+    """Longest that reading or decoding an image may take before it is rejected (timeout); null = no limit."""
     images_per_part: int = Field(1024, ge=1)
     """Images are opened in parts of so many; a kill loses the parts in flight."""
     workers: int | None = Field(None, ge=1)
@@ -109,7 +111,7 @@ def import_release(recipe: ImportRecipe, context: Context) -> Outcome:
     parts = _write_parts(draft, release, there & _needed(release), recipe.images_per_part)
     release.quadruples = []  # they lie in the parts now: one copy of a large release is enough in memory
     read_seconds = time.monotonic() - began
-    stage = OpenStage(recipe.limits, draft.url)
+    stage = OpenStage(recipe.limits, draft.url, recipe.seconds_per_record)
     made = run_stages([stage], draft.url, parts, workers=recipe.workers, label="open images")
     began = time.monotonic()
     opened = _Opened(draft, parts)

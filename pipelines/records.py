@@ -231,6 +231,8 @@ REASONS = frozenset(
         # images, while reading and decoding
         "not_a_file", "empty_file", "not_an_image", "unsupported_format", "truncated", "corrupt",
         "too_many_pixels", "too_small", "extreme_aspect", "unreadable", "duplicate_content", "bad_mask",
+        # images while reading and decoding, and quadruples while annotating: not done in the time that a record has
+        "timeout",
         # boxes, of images that are kept: nothing of the box lies inside the image
         "box_outside",
         # images and instances, while filtering

@@ -47,6 +47,7 @@ WORDS = {
     "unreadable": "cannot be read",
     "duplicate_content": "the same bytes as another image of its instance",
     "bad_mask": "its mask is none of this image",
+    "timeout": "not done in the time that a record has; not opened here either",
     "box_outside": "the box lies outside the image; the image is kept without it",
     "class_centric": "looks like too many others of its instance",
     "too_few_images": "too few images that can be read",
@@ -198,8 +199,8 @@ def _images_of(row: Mapping[str, Any], pairs: Mapping[str, tuple[str, str]]) -> 
     """The images a reject is about: those of its pair, or itself and the other that its detail names."""
     if row["key"] in pairs:
         return list(pairs[row["key"]])
-    if row["entity"] not in ("images", "pairs", "boxes"):
-        return []
+    if row["entity"] not in ("images", "pairs", "boxes") or row["reason"] == "timeout":
+        return []  # what hung once is not opened again
     match = PARTNER.match(row["detail"] or "")
     other = next((v for v in match.groupdict().values() if v), None) if match else None
     return [row["key"], *([other] if other else [])]

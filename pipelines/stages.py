@@ -2,13 +2,15 @@
 
 A part is a run of whole instances, so no stage needs a shuffle. Ray Data streams part numbers through a fixed pool of
 warm workers; each worker reads its part from storage, calls the stages and writes their outputs, the part's record
-last. A kill loses at most the parts in flight; a second writer of the same part writes the same bytes.
+last. A kill loses at most the parts in flight; a second writer of the same part writes the same bytes. A part whose
+worker dies is given to another one, which takes over what is done of it and skips records that hung (see `watch`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,11 +26,17 @@ from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from infra.base.progress import Progress
+from infra.base.ray_session import attempt
 from pipelines.records import TABLES, conform
+from pipelines.watch import NONE_HUNG, UNWATCHED, Guard, Hung, Watch, hung_in, hung_records
+
+log = logging.getLogger(__name__)
 
 WORK, RECORDS = "_work", "_accounts"
 MACHINE_COLUMNS = frozenset({"uri", "mask_uri", "reference_mask_uri", "mark", "detail", "descriptor"})
 READERS = 16
+DEATHS_OF_A_PART = 10
+"""So many workers may die over one part before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Part:
     number: int
     tables: Mapping[str, pa.Table]
     """One per declared input."""
+    watch: Watch = UNWATCHED
+    """What bounds the time of a record; of a stage with `seconds_per_record`."""
 
 
 class Stage:
@@ -66,6 +76,8 @@ class Stage:
     outputs: ClassVar[tuple[str, ...]]
     gpus: float = 0.0
     """GPUs that a worker holds."""
+    seconds_per_record: float | None = None
+    """Longest time of a record, where the stage watches it; none = no limit."""
     common: Mapping[str, pa.Table]
     """The shared tables; there when `setup` is called."""
 
@@ -145,13 +157,13 @@ def prepare(stage: Stage, version_url: str) -> None:
     stage.setup()
 
 
-def run_part(stage: Stage, version_url: str, part: int) -> PartRecord:
+def run_part(stage: Stage, version_url: str, part: int, watch: Watch = UNWATCHED) -> PartRecord:
     """Do one part of a prepared stage: read, call, conform, write, and the record last."""
     began = time.monotonic()
     tables = {
         name: storage.read_table(storage.join(version_url, part_path(name, part))) for name in stage.inputs
     }
-    result = stage(Part(part, tables))
+    result = stage(Part(part, tables, watch))
     if set(result.tables) != set(stage.outputs):
         raise ValueError(f"stage {stage.name} declares {stage.outputs} but made {sorted(result.tables)}")
     files, hashes = [], {}
@@ -191,6 +203,10 @@ def run_stages(
     pending = [p for p in range(parts) if any(p not in done for done in records.values())]
     with Progress(label, parts, "parts", done=parts - len(pending)) as progress:
         for row in _stream(stages, version_url, pending, records, workers, label):
+            if row["deaths"]:
+                log.warning(
+                    "%s, part %d: lost %d times with its worker or node", label, row["part"], row["deaths"]
+                )
             if row["error"]:
                 raise OacirError(f"{label}, part {row['part']}: {row['error']}") from _trace(row["trace"])
             for text in row["records"]:
@@ -266,9 +282,16 @@ class _Runner:
     """What a Ray Data worker runs on each block of part numbers; set up once per worker process and run."""
 
     def __init__(
-        self, run: str, stages: Sequence[Stage], version_url: str, done: Mapping[str, frozenset[int]]
+        self,
+        run: str,
+        stages: Sequence[Stage],
+        version_url: str,
+        done: Mapping[str, frozenset[int]],
+        hung: Mapping[str, Mapping[int, Hung]],
+        most_deaths: int,
     ) -> None:
         self.run, self.stages, self.version_url, self.done = run, stages, version_url, done
+        self.hung, self.most_deaths = hung, most_deaths
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = [self._part(part) for part in batch["part"].to_pylist()]
@@ -276,34 +299,81 @@ class _Runner:
 
     def _part(self, part: int) -> dict[str, Any]:
         made: list[str] = []
+        deaths = attempt()
         try:
-            for stage in _ready(self):
-                if part not in self.done[stage.name]:
-                    made.append(run_part(stage, self.version_url, part).model_dump_json())
+            if deaths > self.most_deaths:  # Ray Data tries for ever
+                raise OacirError(self._given_up(part, deaths))
+            ready = _ready(self)
+            for stage in ready.stages:
+                if part in self.done[stage.name]:
+                    continue
+                if deaths and (done := _record_text(self.version_url, stage.name, part)):
+                    made.append(done)
+                    continue
+                watch = ready.watch(stage, part, deaths > 0)
+                made.append(run_part(stage, self.version_url, part, watch).model_dump_json())
         except Exception as error:  # carried to the driver, which stops the run with one line
             text = str(error) if isinstance(error, OacirError) else f"{type(error).__name__}: {error}"
-            return {"part": part, "records": made, "error": text, "trace": traceback.format_exc()}
-        return {"part": part, "records": made, "error": "", "trace": ""}
+            trace = traceback.format_exc()
+            return {"part": part, "records": made, "deaths": deaths, "error": text, "trace": trace}
+        return {"part": part, "records": made, "deaths": deaths, "error": "", "trace": ""}
+
+    def _given_up(self, part: int, deaths: int) -> str:
+        watched = [stage.name for stage in self.stages if stage.seconds_per_record]
+        hung = sum(len(hung_in(self.version_url, name, part).alone) for name in watched)
+        why = f" ({hung} of them over a record that hung: is what these lie on still there?)" if hung else ""
+        return (
+            f"it was lost {deaths} times with its worker or node{why}; what is done stays done, run the command"
+            " again; if memory ran out, set --workers lower"
+        )
 
 
 _ROWS = pa.schema(
     [
         ("part", pa.int64()),
         ("records", pa.list_(pa.string())),
+        ("deaths", pa.int64()),
         ("error", pa.string()),
         ("trace", pa.string()),
     ]
 )
-_READY: dict[str, Sequence[Stage]] = {}
 
 
-def _ready(runner: _Runner) -> Sequence[Stage]:
+class _Ready:
+    """The stages of a run, set up in this process, and their watchdog."""
+
+    def __init__(self, runner: _Runner) -> None:
+        self.runner, self.stages = runner, runner.stages
+        for stage in self.stages:
+            prepare(stage, runner.version_url)
+        self.limits = {s.name: s.seconds_per_record for s in self.stages if s.seconds_per_record}
+        self.guard = Guard(runner.version_url, self.limits) if self.limits else None
+
+    def watch(self, stage: Stage, part: int, again: bool) -> Watch:
+        """The watch over a part; what hung is asked of the store where the part is not done for the first time."""
+        if self.guard is None or stage.name not in self.limits:
+            return UNWATCHED
+        if not self.guard.alive:
+            self.close()
+            self.guard = Guard(self.runner.version_url, self.limits)
+        known = self.runner.hung[stage.name].get(part, NONE_HUNG)
+        hung = hung_in(self.runner.version_url, stage.name, part) if again else known
+        return self.guard.watch(stage.name, part, hung)
+
+    def close(self) -> None:
+        if self.guard is not None:
+            self.guard.close()
+
+
+_READY: dict[str, _Ready] = {}
+
+
+def _ready(runner: _Runner) -> _Ready:
     """The runner's stages, set up once per process: Ray Data unpickles a task's function anew for each block."""
     if runner.run not in _READY:
-        _READY.clear()
-        for stage in runner.stages:
-            prepare(stage, runner.version_url)
-        _READY[runner.run] = runner.stages
+        while _READY:
+            _READY.popitem()[1].close()
+        _READY[runner.run] = _Ready(runner)
     return _READY[runner.run]
 
 
@@ -327,7 +397,9 @@ def _stream(
     connect()
     size = min(workers or data_workers(), len(pending))
     done = {name: frozenset(found) for name, found in records.items()}
-    runner = _Runner(uuid.uuid4().hex, stages, version_url, done)
+    watched = [stage.name for stage in stages if stage.seconds_per_record]
+    hung = hung_records(version_url, watched)
+    runner = _Runner(uuid.uuid4().hex, stages, version_url, done, hung, DEATHS_OF_A_PART)
     gpus = max(stage.gpus for stage in stages)
     # Tasks reuse warm processes from stage to stage (0.8 s an execution; a pool of actors takes 2.5 s). A GPU needs
     # the pool: a process keeps its device, tasks would move between devices under it.
@@ -336,7 +408,7 @@ def _stream(
     if gpus:
         mapped = dataset.map_batches(
             _Runner,
-            fn_constructor_args=(runner.run, stages, version_url, done),
+            fn_constructor_args=(runner.run, stages, version_url, done, hung, DEATHS_OF_A_PART),
             compute=ray.data.ActorPoolStrategy(size=size),
             num_gpus=gpus,
             **options,
@@ -359,6 +431,11 @@ def _read_records(version_url: str, stage: str) -> dict[int, PartRecord]:
         texts = list(pool.map(lambda name: storage.read_bytes(storage.join(folder, name)), names))
     found = [PartRecord.model_validate(json.loads(text)) for text in texts]
     return {record.part: record for record in found}
+
+
+def _record_text(version_url: str, stage: str, part: int) -> str | None:
+    place = _record_url(version_url, stage, part)
+    return storage.read_bytes(place).decode() if storage.exists(place) else None
 
 
 def _record_url(version_url: str, stage: str, part: int) -> str:

@@ -55,6 +55,8 @@ def connect(cpus: int | None = None, address: str | None = None) -> None:
     ray.init(
         address=where, runtime_env={"env_vars": QUIET | environment} if where == "local" else None, **options
     )
+    # Ray writes of lost workers to the standard output, where our own result goes; the stages tell of them by logging
+    ray._private.worker._worker_logs_enabled = False
     _quiet_data()
 
 
@@ -68,6 +70,16 @@ def data_workers() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def attempt() -> int:
+    """How often the running task was begun before: 0, and more after a worker or node was lost; 0 outside a task."""
+    import ray
+    from ray._private.worker import global_worker  # no public call says it
+
+    if not ray.is_initialized():
+        return 0
+    return int(global_worker.core_worker.get_current_task_attempt_number())
 
 
 def _quiet_data() -> None:

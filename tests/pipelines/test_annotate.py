@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from pipelines.annotate import AnnotateStage, deal
-from pipelines.annotators.base import Annotation
+from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
+from pipelines.annotators.plain import PlainAnnotator
 from pipelines.config import DomainThresholds, SplitOptions, Thresholds
 from pipelines.records import TABLES
 from pipelines.stages import Part, StageResult
+from pipelines.watch import UNWATCHED, Hung, Watch
 
 THRESHOLDS = Thresholds(default=DomainThresholds(tau_valid=2, tau_high=0.9, tau_centric=0.9, tau_count=2))
 
@@ -105,6 +107,17 @@ def side(image_id: str, *, box: list[float] | None, brightness: float) -> dict[s
     return {"image_id": image_id, "box": box, "brightness": brightness, **measures}
 
 
+class Counting(PlainAnnotator):
+    """Says how many pairs it was asked for at once."""
+
+    def __init__(self, asked: list[int]) -> None:
+        self.asked = asked
+
+    def annotate(self, pairs: Sequence[PairToAnnotate], seed: int) -> list[Annotation | Rejection]:
+        self.asked.append(len(pairs))
+        return super().annotate(pairs, seed)
+
+
 NONE_NEAR = TABLES["near_duplicates"].empty_table()
 
 
@@ -114,7 +127,11 @@ def gives_way(image_id: str, other_id: str) -> dict[str, Any]:
 
 
 def annotate(
-    splits: dict[str, str], max_words: int = 30, near: list[dict[str, Any]] | None = None
+    splits: dict[str, str],
+    max_words: int = 30,
+    near: list[dict[str, Any]] | None = None,
+    watch: Watch = UNWATCHED,
+    asked: list[int] | None = None,
 ) -> StageResult:
     """Three images of one instance: dark with a box, bright with a box, bright without; all six pairs."""
     images = [
@@ -148,6 +165,8 @@ def annotate(
         "near_duplicates": pa.Table.from_pylist(near or [], TABLES["near_duplicates"]),
     }
     stage.setup()
+    if asked is not None:
+        stage._writer = Counting(asked)
     return stage(
         Part(
             0,
@@ -158,6 +177,7 @@ def annotate(
                 "measures": table("measures"),
                 "pairs": pa.Table.from_pylist(pairs, TABLES["pairs"]),
             },
+            watch,
         )
     )
 
@@ -183,6 +203,19 @@ def test_stage_gives_each_pair_a_quadruple_or_a_reason() -> None:
     assert result.counts["d"]["words"] == sum(
         len(q["modification_text"].split()) for q in quadruples.values()
     )
+
+
+def test_a_pair_that_hung_is_rejected_and_those_that_hung_together_are_asked_alone() -> None:
+    asked: list[int] = []
+    hung = Hung(alone=frozenset({1}), together=frozenset({3, 4}))
+    result = annotate({"d/i": "test"}, watch=Watch(60.0, hung), asked=asked)
+    rejects = {r["key"]: (r["reason"], r["detail"]) for r in result.tables["rejects/annotate"].to_pylist()}
+    assert rejects["d/02"] == ("timeout", "not done after 60 s")
+    assert asked == [2, 1, 1, 1]  # d/01 and d/10; d/12; d/20; d/21
+    (account,) = (a.check() for a in result.accounts)
+    assert account.rejected == {"no_difference": 1, "no_box": 2, "timeout": 1}
+    whole = annotate({"d/i": "test"}).tables["quadruples"].to_pylist()
+    assert result.tables["quadruples"].to_pylist() == [q for q in whole if q["query_id"] != "d/02"]
 
 
 def test_pairs_of_an_image_that_gave_way_are_rejected_and_not_annotated() -> None:

@@ -18,6 +18,7 @@ from infra.base.errors import OacirError
 from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, decode, upright_box
 from pipelines.records import TABLES, conform
 from pipelines.stages import Part, Stage, StageResult
+from pipelines.watch import UNWATCHED, Watch
 from training.masks import decode_mask, mask_box
 
 CHECKED_SIDE_PX = 256
@@ -33,6 +34,7 @@ class OpenStage(Stage):
 
     limits: ImageLimits
     version_url: str
+    seconds_per_record: float | None = None
     name = "open"
     inputs = ("_work/listing", "_work/instances/read", "_work/quadruples/read")
     outputs = (
@@ -49,9 +51,10 @@ class OpenStage(Stage):
         opened: dict[str, DecodedImage] = {}
         listing = part.tables["_work/listing"].to_pylist()
         with ThreadPoolExecutor(IO_THREADS) as pool:
-            for row, data in _read_ahead(pool, listing):
+            for position, row, data in _read_ahead(pool, listing, part.watch):
                 try:
-                    opened[row["image_id"]] = self._open(row, data, rows)
+                    with part.watch.over(position):
+                        opened[row["image_id"]] = self._open(row, data, rows)
                 except ImageRejected as refusal:
                     rows["rejects"].append(
                         reject_row("images", row["image_id"], refusal.reason, refusal.detail)
@@ -184,12 +187,18 @@ def _mask(url: str, image: DecodedImage) -> tuple[str, Box | None] | str:
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, rows: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[Mapping[str, Any], bytes | ImageRejected]]:
-    """Each row with the bytes of its image; a few images at a time are in memory."""
+    pool: ThreadPoolExecutor, rows: Sequence[Mapping[str, Any]], watch: Watch
+) -> Iterator[tuple[int, Mapping[str, Any], bytes | ImageRejected]]:
+    """Position and row of each image with its bytes; a few images at a time are in memory."""
+    late = ImageRejected("timeout", watch.detail)
     for start in range(0, len(rows), IO_THREADS):
-        some = rows[start : start + IO_THREADS]
-        yield from zip(some, pool.map(lambda row: _read(row["uri"]), some), strict=True)
+        some = list(enumerate(rows[start : start + IO_THREADS], start))
+        coming = [None if n in watch.hung.alone else pool.submit(_read, row["uri"]) for n, row in some]
+        for (position, row), future in zip(some, coming, strict=True):
+            # a remote store bounds its own time, and a bad moment of it is no verdict on an image
+            with UNWATCHED.over(position) if storage.is_s3(row["uri"]) else watch.over(position):
+                data = late if future is None else future.result()
+            yield position, row, data
 
 
 def _read(url: str) -> bytes | ImageRejected:
