@@ -5,13 +5,13 @@
 One run is trained undisturbed, another of the same recipe is killed again and again and always resumed by the same
 command. The drill passes if both have the same losses (bit for bit, no step lost or doubled) and content hash, and no
 resume repeated more than a tenth of the steps finished before its kill. `--victim worker` kills a training worker in
-place of the driver; the command then goes on by itself.
+place of the driver; the command then goes on by itself. `--without-recovery`: no run looks for checkpoints, or, where a
+worker is killed, Ray Train starts no other one.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pty
 import random
@@ -21,15 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+from drilling import MOST_REDONE, ROOT, environment, oacir, write_result
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRESS = re.compile(rb"train: ([\d,]+) of")
 RUN = "drill"
-MOST_REDONE = 0.10
 LIMIT_S = 1800
 
 
@@ -41,6 +41,7 @@ class Kill:
     finished: int
     """Steps finished when the signal went out: the last one shown, and those that may have ended unseen since."""
     resumed_at: int
+    """Its last step that was not done again, as the next run showed it."""
     redone: int
     share: float
 
@@ -52,34 +53,41 @@ class Result:
     victim: str
     steps: int
     seed: int
+    recovery: bool = True
+    """Whether runs look for checkpoints and lost workers are replaced."""
     kills: list[Kill] = field(default_factory=list)
     same_losses: bool = False
     same_content: bool = False
     steps_once: bool = False
     largest_share: float = 0.0
+    failure: str = ""
+    """Why a run came to no good end."""
 
     @property
     def passed(self) -> bool:
         """Whether everything holds that the drill is for."""
         return (
-            self.same_losses and self.same_content and self.steps_once and self.largest_share <= MOST_REDONE
+            not self.failure
+            and self.same_losses
+            and self.same_content
+            and self.steps_once
+            and self.largest_share <= MOST_REDONE
         )
 
 
 class Training:
     """The command under test, its progress read from the terminal it believes to have."""
 
-    def __init__(self, root: Path, out: Path, options: list[str]) -> None:
+    def __init__(self, root: Path, out: Path, options: list[str], planted: Sequence[str] = ()) -> None:
         self.terminal, theirs = pty.openpty()
-        command = [sys.executable, "-m", "infra.cli", "train", "--config", "tiny", "--name", RUN]
         places = ["--dataset", "small", "--root", str(root), "--out", str(out)]
-        environment = os.environ | {"RAY_ADDRESS": "local"}
-        self.process = subprocess.Popen(
-            [*command, *places, *options], stdout=theirs, stderr=theirs, cwd=ROOT, env=environment
-        )
+        command = oacir(["train", "--config", "tiny", "--name", RUN, *places, *options], planted)
+        self.process = subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment())
         os.close(theirs)
         os.set_blocking(self.terminal, False)
         self.step, self.seen_at, self.said = 0, time.monotonic(), b""
+        self.first: int | None = None
+        """The first step that was shown."""
 
     def poll(self) -> None:
         """Read what was written meanwhile."""
@@ -88,6 +96,8 @@ class Training:
         except OSError:  # nothing new, or the other end is closed
             return
         steps = [int(s.replace(b",", b"")) for s in PROGRESS.findall(self.said)]
+        if steps and self.first is None:
+            self.first = steps[0]
         if steps and steps[-1] > self.step:
             self.step, self.seen_at = steps[-1], time.monotonic()
 
@@ -150,7 +160,9 @@ def history(out: Path) -> dict[str, list[float]]:
     return found
 
 
-def drill(kills: int, seed: int, steps: int, victim: str, identities: int, folder: Path) -> Result:
+def drill(
+    kills: int, seed: int, steps: int, victim: str, identities: int, folder: Path, recovery: bool = True
+) -> Result:
     """Run the drill in an empty folder."""
     from small_benchmark import write_benchmark
 
@@ -161,7 +173,7 @@ def drill(kills: int, seed: int, steps: int, victim: str, identities: int, folde
     embedded = ["embed", "--config", "tiny", "--dataset", "small", "--root", str(folder)]
     subprocess.run(
         [sys.executable, "-m", "infra.cli", *embedded],
-        check=True, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, capture_output=True,
+        check=True, cwd=ROOT, env=environment(), capture_output=True,
     )  # fmt: skip
     Training(folder, folder / "whole", options).finish()
     expected = history(folder / "whole")
@@ -169,10 +181,13 @@ def drill(kills: int, seed: int, steps: int, victim: str, identities: int, folde
     step_s = sorted(seconds)[len(seconds) // 2]
 
     generator = random.Random(seed)
-    result = Result(victim, steps, seed)
+    result = Result(victim, steps, seed, recovery)
     planned = sorted(generator.sample(range(1, steps), kills))
     out = folder / "killed"
-    run = Training(folder, out, options)
+    planted = [] if recovery or victim == "worker" else ["--without", "no_resume"]
+    if victim == "worker" and not recovery:
+        options = [*options, "--scaling.max_failures", "0"]
+    run = Training(folder, out, options, planted)
     for step in planned:
         run.until(step)
         time.sleep(generator.random() * step_s)  # the moment inside a step is random too
@@ -186,17 +201,23 @@ def drill(kills: int, seed: int, steps: int, victim: str, identities: int, folde
         else:
             run.kill_worker(generator.randrange(2))
         resumed_at = max(complete_steps(out), default=0)
+        if victim == "driver":
+            run = Training(folder, out, options, planted)
+            run.until(1)
+            resumed_at = min(resumed_at, (run.first or 1) - 1)
         redone = max(0, finished - resumed_at)
         result.kills.append(Kill(step, finished, resumed_at, redone, redone / finished))
-        if victim == "driver":
-            run = Training(folder, out, options)
-    run.finish()
+    result.largest_share = max(kill.share for kill in result.kills)
+    try:
+        run.finish()
+    except RuntimeError as error:
+        result.failure = str(error)[-300:]
+        return result
     found = history(out)
     result.same_losses = found == expected
     result.steps_once = found["step"] == list(range(1, steps + 1))
     hashes = {open_version(str(folder / name)).manifest.content_hash for name in ("whole", "killed")}
     result.same_content = len(hashes) == 1
-    result.largest_share = max(kill.share for kill in result.kills)
     return result
 
 
@@ -218,6 +239,7 @@ def markdown(result: Result) -> str:
             f"- every step in the history exactly once: {yes[result.steps_once]}",
             f"- losses and all other columns equal to the undisturbed run, bit for bit: {yes[result.same_losses]}",
             f"- content hash (weights and history) equal: {yes[result.same_content]}",
+            *([f"- a run failed: {result.failure}"] if result.failure else []),
             f"- most work repeated by a resume: {100 * result.largest_share:.1f} % of the finished steps"
             f" (limit {100 * MOST_REDONE:.0f} %)",
             "",
@@ -237,16 +259,16 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--identities", type=int, default=60)
     parser.add_argument("--victim", choices=("driver", "worker"), default="driver")
+    parser.add_argument("--without-recovery", action="store_true", help="the drill must fail then")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     given = parser.parse_args()
-    sys.path.append(str(ROOT / "tests" / "support"))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
     with tempfile.TemporaryDirectory(prefix="oacir-drill-") as name:
-        result = drill(given.kills, given.seed, given.steps, given.victim, given.identities, Path(name))
+        sizes = (given.kills, given.seed, given.steps, given.victim, given.identities)
+        result = drill(*sizes, Path(name), recovery=not given.without_recovery)
     given.out.mkdir(parents=True, exist_ok=True)
     stem = "drill_train" if given.victim == "driver" else "drill_train_worker"
-    (given.out / f"{stem}.json").write_text(
-        json.dumps(asdict(result) | {"passed": result.passed}, indent=1) + "\n"
-    )
+    write_result(given.out / f"{stem}.json", asdict(result) | {"passed": result.passed})
     (given.out / f"{stem}.md").write_text(markdown(result))
     sys.stdout.write(markdown(result))
     return 0 if result.passed else 1
