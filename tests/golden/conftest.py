@@ -50,7 +50,7 @@ class Golden:
         self.gradients = load_file(folder / "gradients.safetensors")
         self.scalar = load_file(folder / "weights_scalar.safetensors")
         self.vector = {**self.scalar, **load_file(folder / "weights_vector_override.safetensors")}
-        self._models: dict[str, AdaFocalModel] = {}
+        self._models: dict[tuple[str, str], AdaFocalModel] = {}
 
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text())
@@ -95,14 +95,15 @@ class Golden:
             fixed_beta=fixed_beta,
         )
 
-    def model(self, name: str) -> AdaFocalModel:
+    def model(self, name: str, attention: str = "sdpa") -> AdaFocalModel:
         """A reference model, in eval mode (the release's vectors were made without dropout)."""
-        if name not in self._models:
+        if (name, attention) not in self._models:
             config = self.config(name)
+            config._attn_implementation = attention
             model = AdaFocalModel(config)
             model.load_state_dict(from_release(self.vector if name == "vector" else self.scalar, config))
-            self._models[name] = model.eval()
-        return self._models[name]
+            self._models[name, attention] = model.eval()
+        return self._models[name, attention]
 
     def our_names(self) -> dict[str, str]:
         """Released name → ours, of every weight that has a counterpart of its own."""

@@ -43,8 +43,10 @@ def encode(golden, tokens, name, case, maps=None):
     return golden.model(name).encode_query(tokens["ref"], ids, mask, golden.patch_masks(case), maps=maps)
 
 
-def test_image_tokens(golden, tokens):
-    model = golden.model("scalar")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_image_tokens(golden, attention):
+    model = golden.model("scalar", attention)
+    tokens = {side: model.encode_pixels(golden.inputs[f"{side}_pixels"]) for side in ("ref", "tgt")}
     close(tokens["ref"], golden.outputs["vit_out_ref"], HIDDEN)
     for side in ("ref", "tgt"):
         close(model.vision_norm(tokens[side]), golden.outputs[f"image_embeds_{side}"], HIDDEN)
@@ -131,11 +133,13 @@ def test_query_similarity_and_loss(golden, tokens, name, case, attention):
     close(max_over_set(query.embedding, gallery, 5), golden.outputs[f"{key}.sim_gallery"], FEATURE)
 
 
-def test_gradients(golden, tokens, name, case):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_gradients(golden, tokens, name, case, attention):
     """Norms of all parameters and the stored tensors; null means no gradient, of a parameter or for want of one."""
-    model, key = golden.model(name), f"{name}.{case}"
+    model, key = golden.model(name, attention), f"{name}.{case}"
     model.zero_grad(set_to_none=True)
-    query = encode(golden, tokens, name, case)
+    ids, mask = golden.inputs["input_ids"], golden.inputs["attention_mask"]
+    query = model.encode_query(tokens["ref"], ids, mask, golden.patch_masks(case))
     similarity = max_over_set(query.embedding, model.encode_target(tokens["tgt"]))
     info_nce(similarity, model.temperature, torch.arange(len(similarity))).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if not n.startswith("vision_model.")}

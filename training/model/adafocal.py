@@ -46,6 +46,7 @@ class AdaFocalModel(PreTrainedModel):
     config_class = AdaFocalConfig
     base_model_prefix = "adafocal"
     main_input_name = "reference_tokens"
+    _supports_sdpa = True  # as eager; `attn_implementation` chooses for the tower and the Q-Former
     own_parts: ClassVar[tuple[str, ...]] = ("caam.",)
     """Prefixes of the weights that other checkpoints of the family lack: a fine-tuning may start them from a seed."""
     # A checkpoint holds the tower; a model built without one leaves it aside.
@@ -54,6 +55,8 @@ class AdaFocalModel(PreTrainedModel):
     def __init__(self, config: AdaFocalConfig, with_tower: bool = True) -> None:
         super().__init__(config)
         qformer, width = config.qformer, config.qformer.hidden_size
+        for part in (config.vision_config, qformer):
+            part._attn_implementation = config._attn_implementation
         self.vision_model: vision.Tower | None = (
             vision.build_tower(config.vision_config) if with_tower else None
         )
@@ -75,7 +78,18 @@ class AdaFocalModel(PreTrainedModel):
         """Nothing: `random_model` starts all weights from a seed, loading refuses missing ones."""
 
     @classmethod
-    def from_pretrained(cls, directory: Any, *args: Any, with_tower: bool = True, **kwargs: Any) -> Self:
+    def _from_config(cls, config: AdaFocalConfig, **kwargs: Any) -> Self:
+        """What `AutoModel.from_config` calls: random weights, another draw of torch's global generator each time."""
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        model = super()._from_config(config, **kwargs)
+        if model.device.type == "meta":
+            return model
+        wanted = model.dtype
+        initialise(model.float(), seed)  # LAPACK has no half precision
+        return model.to(wanted)
+
+    @classmethod
+    def from_pretrained(cls, directory: Any, *args: Any, with_tower: bool = True, **kwargs: Any) -> Any:
         """Load what `save_pretrained` wrote, in eval mode.
 
         Args:
@@ -84,18 +98,33 @@ class AdaFocalModel(PreTrainedModel):
             with_tower: False leaves the frozen tower out.
             kwargs: passed on to transformers.
 
+        Returns:
+            The model; with `output_loading_info` also what transformers says of the loading.
+
         Raises:
-            OacirError: weights are missing from the folder (nothing is ever left at random).
+            OacirError: weights are missing from the folder or of another shape (nothing is ever left at random).
         """
-        kwargs["output_loading_info"] = True
-        model, info = super().from_pretrained(directory, *args, with_tower=with_tower, **kwargs)
+        told = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            directory,
+            *args,
+            with_tower=with_tower,
+            output_loading_info=True,
+            **{"ignore_mismatched_sizes": True, **kwargs},  # they are refused below, by name
+        )
+        if other := sorted(info["mismatched_keys"]):
+            name, found, wanted = other[0]
+            raise OacirError(
+                f"model {directory}: {len(other)} weights have other shapes than config.json says, first {name}"
+                f" {list(found)} instead of {list(wanted)}; restore the config.json they were saved with"
+            )
         missing = sorted(info["missing_keys"])
         if missing:
             raise OacirError(
                 f"model {directory}: {len(missing)} weights are missing, first {missing[0]}; export the model with its "
                 "tower, or load with with_tower=False and attach_tower"
             )
-        return model
+        return (model, info) if told else model
 
     def train(self, mode: bool = True) -> Self:
         """As in torch; the frozen tower stays in eval mode."""
@@ -137,7 +166,16 @@ class AdaFocalModel(PreTrainedModel):
         return groups
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] → tokens [B, N, D] of the frozen tower, before the trained LayerNorm; no gradient."""
+        """Pixels [B, 3, S, S] → tokens [B, N, D] of the frozen tower, before the trained LayerNorm; no gradient.
+
+        Raises:
+            OacirError: images of another size than the tower's, whose positions would be wrong.
+        """
+        side = self.config.image_size
+        if pixels.shape[1:] != (3, side, side):
+            raise OacirError(
+                f"pixels {list(pixels.shape)} are not [B, 3, {side}, {side}]; take the model's processor"
+            )
         return vision.tower_tokens(self.tower, pixels)
 
     @property
@@ -172,7 +210,11 @@ class AdaFocalModel(PreTrainedModel):
                 who holds a part of a larger batch says so for all of it, so that no worker skips what others wait
                 for. None decides by `patch_mask`.
             maps: filled with the attention weights of the (first) query pass if given.
+
+        Raises:
+            OacirError: shapes that do not fit each other, or a text that does not start in its first column.
         """
+        self._check(tokens, input_ids, attention_mask, patch_mask)
         image, text = image_memory(tokens, self.vision_norm), self.embeddings(input_ids, attention_mask)
         modulation = self._modulation(image, text, patch_mask, modulate)
         hidden, extras = self.fuse(image, text, None if modulation is None else modulation.bias, maps)
@@ -230,6 +272,28 @@ class AdaFocalModel(PreTrainedModel):
         """Random weights for what `own_parts` names."""
         if self.caam is not None:
             self.caam.initialise(generator)
+
+    def _check(
+        self, tokens: Tensor, input_ids: Tensor, attention_mask: Tensor, patch_mask: Tensor | None
+    ) -> None:
+        """What would broadcast, shift positions or fail far from here."""
+        batch, longest = len(tokens), self.config.qformer.max_position_embeddings
+        wanted = {
+            "input_ids": (input_ids, (batch, input_ids.shape[-1])),
+            "attention_mask": (attention_mask, tuple(input_ids.shape)),
+            "patch_mask": (patch_mask, (batch, tokens.shape[1])),
+        }
+        wrong = [
+            f"{name} {list(found.shape)} is not {list(shape)}"
+            for name, (found, shape) in wanted.items()
+            if found is not None and found.shape != shape
+        ]
+        if wrong:
+            raise OacirError(f"a query with tokens {list(tokens.shape)}: {'; '.join(wrong)}")
+        if input_ids.shape[1] > longest:
+            raise OacirError(f"texts of {input_ids.shape[1]} tokens, the model has positions for {longest}")
+        if not bool(attention_mask[:, 0].all()):
+            raise OacirError("a text starts with padding or is empty; pad on the right, [CLS] first")
 
     def _modulation(
         self, image: ImageMemory, text: Text, patch_mask: Tensor | None, modulate: bool | None

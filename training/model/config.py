@@ -121,11 +121,11 @@ class AdaFocalConfig(PretrainedConfig):
                 for name in positive
             ),
             (
-                vision.image_size % vision.patch_size == 0,
+                _divides(vision.patch_size, vision.image_size),
                 f"vision_config.image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}",
             ),
             *(
-                (width % heads == 0, f"{name}: width {width} is no multiple of {heads} heads")
+                (_divides(heads, width), f"{name}: width {width} is no multiple of {heads} heads")
                 for name, width, heads in (
                     ("vision_config", vision.hidden_size, vision.num_attention_heads),
                     ("qformer", qformer.hidden_size, qformer.num_attention_heads),
@@ -157,6 +157,10 @@ class SprcConfig(AdaFocalConfig):
 
 METHODS: dict[str, type[AdaFocalConfig]] = {c.model_type: c for c in (AdaFocalConfig, SprcConfig)}
 """Method → its configuration class; `auto.MODELS` has the models."""
+
+
+def _divides(part: int, whole: int) -> bool:
+    return part > 0 and whole % part == 0
 
 
 def _tower_config(tree: Mapping[str, Any]) -> PretrainedConfig:

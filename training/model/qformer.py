@@ -84,6 +84,7 @@ class _Projections(nn.Module):
         self.heads = config.num_attention_heads
         self.head_width = config.hidden_size // config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
+        self.fused = config._attn_implementation != "eager"
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(key_width, config.hidden_size)
         self.value = nn.Linear(key_width, config.hidden_size)
@@ -120,7 +121,7 @@ class _SelfProjections(_Projections):
         )
         active = self.dropout if self.training else 0.0
         mask = None if mask is None else mask.to(query.dtype)
-        if maps is None and (active == 0 or query.is_cuda):
+        if maps is None and self.fused and (active == 0 or query.is_cuda):
             context = F.scaled_dot_product_attention(query, key, value, mask, active)
         else:  # torch's CPU kernel knows no dropout and falls back to something several times slower than this
             logits = query * self.head_width**-0.5 @ key.transpose(-1, -2)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+import torch.nn.functional as F
+from transformers import AutoModel
 
 from infra.base.errors import OacirError
 from tests.training.model.conftest import small_config, small_model
@@ -189,3 +193,81 @@ def test_an_aligned_start_passes_tokens_through_self_attention_unchanged():
     assert torch.equal(model.text_projection.weight, model.vision_projection.weight)
     plain = small_model()
     assert not torch.equal(plain.text_projection.weight, plain.vision_projection.weight)
+
+
+@pytest.mark.parametrize("tower", ["blip_2_vision_model", "clip_vision_model"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attn_implementation_decides_for_tower_and_qformer(
+    batch, tmp_path, monkeypatch, implementation, tower
+):
+    """The same numbers; torch's kernel is called by one and not by the other."""
+    model = small_model(modulation="none", **{"vision_config.model_type": tower})  # the CRM is torch's own
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, attn_implementation=implementation)
+    pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    calls, kernel = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or kernel(*a, **k))
+    for way in (lambda m: m.encode_pixels(pixels), lambda m: query(m, batch).embedding):
+        wanted = way(model)
+        calls.clear()
+        torch.testing.assert_close(way(loaded), wanted, atol=2e-6, rtol=1e-5)
+        assert bool(calls) == (implementation == "sdpa")
+
+
+def test_a_model_of_a_configuration_is_random_as_in_transformers(batch):
+    """Drawn from torch's global generator, and every part of it usable."""
+    config = small_config(modulation="vector")
+    torch.manual_seed(0)
+    first, other = AutoModel.from_config(config), AutoModel.from_config(config)
+    torch.manual_seed(0)
+    again = AutoModel.from_config(config, dtype=torch.bfloat16)
+    assert first.query_tokens.std() > 0.01
+    assert first.tower.embeddings.class_embedding.std() > 0.5
+    assert not torch.equal(first.query_tokens, other.query_tokens)
+    assert torch.equal(again.query_tokens, first.query_tokens.bfloat16())
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    embedding = query(first.eval(), batch).embedding
+    assert (embedding @ embedding.T).triu(1).max() < 0.999
+    with torch.device("meta"):
+        assert AutoModel.from_config(config).query_tokens.is_meta
+
+
+def test_weights_of_another_shape_than_the_configuration_says_are_named(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_query_tokens": 6}))
+    told = r"1 weights have other shapes .* query_tokens \[1, 5, 32\] instead of \[1, 6, 32\]"
+    with pytest.raises(OacirError, match=told):
+        AdaFocalModel.from_pretrained(tmp_path)
+
+
+def test_loading_info_is_given_on_request(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    model, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(model) is AdaFocalModel
+    assert not info["missing_keys"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda b: {"patch_mask": b["patch_mask"][:1]}, r"patch_mask \[1, 17\] is not \[4, 17\]"),
+        (lambda b: {"patch_mask": b["patch_mask"][:, :1]}, r"patch_mask \[4, 1\] is not \[4, 17\]"),
+        (lambda b: {"attention_mask": b["attention_mask"][:1]}, r"attention_mask \[1, 9\] is not \[4, 9\]"),
+        (lambda b: {"input_ids": b["input_ids"][:2]}, r"input_ids \[2, 9\] is not \[4, 9\]; attention_mask"),
+        (lambda b: {"attention_mask": b["attention_mask"].flip(1)}, "starts with padding or is empty"),
+        (
+            lambda b: {n: b[n].repeat(1, 4) for n in ("input_ids", "attention_mask")},
+            "texts of 36 tokens, the model has positions for 32",
+        ),
+    ],
+)
+def test_what_would_broadcast_or_shift_unnoticed_is_refused(batch, change, told):
+    with pytest.raises(OacirError, match=told):
+        query(small_model(), batch, **change(batch))
+
+
+def test_pixels_of_another_size_are_refused():
+    """Fewer patches would take the positions of the first ones."""
+    with pytest.raises(OacirError, match=r"\[1, 3, 14, 14\] are not \[B, 3, 28, 28\]"):
+        small_model().encode_pixels(torch.zeros(1, 3, 14, 14))
