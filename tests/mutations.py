@@ -28,7 +28,7 @@ EQUATIONS = "tests/training/model/test_equations.py"
 DISTRIBUTED = "tests/training/test_distributed.py"
 REGIONS = "tests/training/model/test_regions.py"
 METRICS = "tests/training/test_metrics.py"
-DATA = "tests/training/test_data.py"
+FEED = "tests/training/test_feed.py"
 TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
@@ -327,10 +327,10 @@ MUTATIONS = (
     ),
     Mutation(
         "each worker decides by its own part whether the CAAM runs",
-        "training/data.py",
-        "bool(self.patch_masks[rows].any())",
-        "bool(self.patch_masks[own].any())",
-        (DATA,),
+        "training/feed.py",
+        "bool(queries.patch_masks[rows].any())",
+        "bool(queries.patch_masks[own].any())",
+        (FEED,),
     ),
     # SPRC
     Mutation(
