@@ -10,15 +10,15 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from infra.base.cloud import bucket_of, in_one_line, require_bucket
 from infra.base.errors import OacirError
+from infra.base.file_info import FileInfo as FileInfo
+from infra.base.file_info import file_info, in_order, object_info, temporary_name
 from infra.base.folders import files_below, real_folders
 
 if TYPE_CHECKING:
@@ -26,18 +26,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 CHUNK_BYTES = 8 << 20
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""Names under which a file is written before it is whole; other names that end in .tmp are a user's files."""
 _RANGE = re.compile(r"(.+)#bytes=(\d+)\+(\d+)")
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """One stored file: path relative to the listed folder, size, and the store's own change mark (etag or mtime)."""
-
-    path: str
-    size_bytes: int
-    mark: str
 
 
 def is_s3(url: str) -> bool:
@@ -152,7 +141,7 @@ def write_bytes(url: str, data: bytes) -> None:
         filesystem_.pipe_file(path, data)
         return
     target = Path(path)
-    temporary = _temporary(target)
+    temporary = temporary_name(target)
     try:
         _write(temporary, data)
         temporary.replace(target)
@@ -173,7 +162,7 @@ def write_new(url: str, data: bytes) -> bool:
         except FileExistsError:
             return False
         return True
-    temporary = _temporary(Path(path))
+    temporary = temporary_name(Path(path))
     try:
         _write(temporary, data)
         os.link(temporary, path)
@@ -184,11 +173,6 @@ def write_new(url: str, data: bytes) -> bool:
     except OSError as error:
         raise _unwritable(url, temporary, error) from error
     return True
-
-
-def _temporary(target: Path) -> Path:
-    """A name beside a file, of the form `_TEMPORARY`."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -231,7 +215,7 @@ def send(file: Path, url: str) -> None:
         filesystem_.put_file(str(file), path)
         return
     target = Path(path)
-    temporary = _temporary(target)
+    temporary = temporary_name(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, temporary)
@@ -254,10 +238,10 @@ def list_files(url: str) -> Iterator[FileInfo]:
     if is_s3(url):
         filesystem_.invalidate_cache(path)
         found = filesystem_.find(path, detail=True)
-        entries = [_object(key, info, path) for key, info in found.items()]
+        entries = [object_info(key, info, path) for key, info in found.items()]
     else:
-        entries = [_file(file, Path(path)) for file in files_below(Path(path))]
-    return iter(_in_order(entries))
+        entries = [file_info(file, Path(path)) for file in files_below(Path(path))]
+    return iter(in_order(entries))
 
 
 @in_one_line
@@ -269,32 +253,12 @@ def files_in(url: str) -> list[FileInfo]:
         require_bucket(url, filesystem_)
         found = filesystem_.ls(path, detail=True) if filesystem_.isdir(path) else []
         files = [e for e in found if e["type"] == "file" and e["name"].rstrip("/") != path.rstrip("/")]
-        entries = [_object(e["name"], e, path) for e in files]
+        entries = [object_info(e["name"], e, path) for e in files]
     else:
         root = Path(path)
         there = root.iterdir() if root.is_dir() else ()
-        entries = [_file(file, root) for file in there if not file.is_dir()]
-    return _in_order(entries)
-
-
-def _in_order(entries: Iterable[FileInfo]) -> list[FileInfo]:
-    """Sorted by path, without our temporary files and without the empty objects that mark folders on S3."""
-    files = (e for e in entries if e.path and not e.path.endswith("/"))
-    return sorted((e for e in files if not _TEMPORARY.fullmatch(name_of(e.path))), key=lambda e: e.path)
-
-
-def _object(key: str, info: Mapping[str, Any], folder: str) -> FileInfo:
-    path = key[len(folder.rstrip("/")) + 1 :]
-    return FileInfo(path, int(info["size"]), str(info.get("ETag", "")).strip('"'))
-
-
-def _file(file: Path, folder: Path) -> FileInfo:
-    try:
-        status = file.stat()
-    except OSError:
-        status = None  # a dangling link: listed with no size, refused when it is read
-    size, mark = (status.st_size, str(status.st_mtime_ns)) if status else (-1, "")
-    return FileInfo(file.relative_to(folder).as_posix(), size, mark)
+        entries = [file_info(file, root) for file in there if not file.is_dir()]
+    return in_order(entries)
 
 
 @in_one_line
