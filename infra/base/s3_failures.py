@@ -24,6 +24,7 @@ TRANSIENT_CODES = frozenset(
 )  # fmt: skip
 """Answers that say "later" or "again"; every other 4xx is a verdict."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
+_QUOTED_URL = re.compile(r':? "https?://[^"]*"')
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 
@@ -75,8 +76,9 @@ def codes(error: BaseException) -> set[str]:
 
 
 def reason(error: BaseException) -> str:
-    """An error's first words, on one line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+    """An error's first words, on one line, without the long URLs that botocore quotes."""
+    text = _QUOTED_URL.sub("", " ".join(str(error).split()))
+    return (text or type(error).__name__)[:160]
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -172,6 +172,7 @@ def test_a_lost_store_is_one_line_in_bounded_time_and_the_same_call_works_later(
     with pytest.raises(OacirError, match=r"cannot be reached at .* run the same command again") as caught:
         storage.read_bytes(f"{place}/x")
     assert 1 <= time.monotonic() - began < 4
+    assert str(caught.value).count(front.url) == 1
     assert "\n" not in str(caught.value)
     front.up()
     assert storage.read_bytes(f"{place}/x") == b"here"
