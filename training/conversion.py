@@ -197,20 +197,10 @@ def _write_model(converted: Converted, processor: AdaFocalProcessor | None, out:
 
 
 def _processor(tokenizer: str | None, config: AdaFocalConfig) -> AdaFocalProcessor | None:
-    from transformers import AutoTokenizer
-
+    from training.export import load_tokenizer
     from training.model.processing import AdaFocalProcessor
 
-    if tokenizer is None:
-        return None
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise OacirError(
-            f"tokenizer {tokenizer}: cannot be loaded ({reason}); give a directory or Hub id"
-        ) from error
-    return AdaFocalProcessor.for_model(config, loaded)
+    return None if tokenizer is None else AdaFocalProcessor.for_model(config, load_tokenizer(tokenizer))
 
 
 def _account(converted: Converted, recipe: ConvertRecipe) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -16,6 +16,7 @@ from training.config import ModelSection
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from training.model.adafocal import AdaFocalModel
     from training.model.config import AdaFocalConfig
@@ -62,7 +63,8 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
             " remove one of the two"
         )
     _quiet()
-    base = load_model(_start(section.weights), with_tower=with_tower)
+    with _named(f"model.weights {section.weights}"):
+        base = load_model(_start(section.weights), with_tower=with_tower)
     sizes = {k: v for k, v in base.config.to_dict().items() if k not in ("model_type", "architectures")}
     config = METHODS[section.method](**(sizes | changes))
     model = random_model(config, section.seed, with_tower=False)
@@ -82,12 +84,10 @@ def build_processor(
         config: of the model.
         texts: gives the training texts as the model reads them; asked only where a tokenizer has to be trained.
     """
-    from transformers import AutoTokenizer
-
     from training.model.processing import AdaFocalProcessor, train_wordpiece
 
     if section.tokenizer is not None:
-        processor = AdaFocalProcessor.for_model(config, AutoTokenizer.from_pretrained(section.tokenizer))
+        processor = AdaFocalProcessor.for_model(config, load_tokenizer(section.tokenizer))
     elif section.weights is not None:
         processor = _load_processor(
             _start(section.weights), "name one with model.tokenizer, a directory or Hub id"
@@ -99,6 +99,18 @@ def build_processor(
     processor.text_entity = section.text_entity
     processor.region = section.region
     return processor
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A tokenizer of a directory or Hub id.
+
+    Raises:
+        OacirError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    with _named(f"tokenizer {name}"):
+        return AutoTokenizer.from_pretrained(name)
 
 
 def write_export(model: AdaFocalModel, processor: AdaFocalProcessor, url: str) -> list[FileEntry]:
@@ -192,6 +204,16 @@ def _quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """transformers' complaints do not say what was asked for, and speak in paragraphs."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OacirError(f"{what}: cannot be loaded ({reason}); give a directory or Hub id") from error
 
 
 @contextmanager

@@ -106,6 +106,30 @@ def test_overrides_beside_weights_are_refused(exported: str) -> None:
         build_model(ModelSection(weights=f"{exported}/export", overrides={"embed_dim": 8}))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"tokenizer": "./none"},
+            r"^tokenizer \./none: cannot be loaded \(.*\); give a directory or Hub id$",
+        ),
+        (
+            {"weights": "./none"},
+            r"^model\.weights \./none: cannot be loaded \(.*\); give a directory or Hub id$",
+        ),
+        ({"weights": "{tmp}/empty"}, "is no version of oacir"),
+        ({"weights": "{tmp}/weightless"}, r"^model\.weights .*/weightless: cannot be loaded \(.*safetensors"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named_in_one_line(tmp_path: Path, wrong: dict[str, str], told: str) -> None:
+    (tmp_path / "empty").mkdir()
+    preset("tiny").save_pretrained(tmp_path / "weightless")
+    ours = section(**{key: value.format(tmp=tmp_path) for key, value in wrong.items()}, overrides={})
+    with pytest.raises(OacirError, match=told) as error:
+        build_processor(ours, build_model(ours).config, lambda: TEXTS)
+    assert "\n" not in str(error.value)
+
+
 def test_random_weights_do_not_depend_on_the_number_of_threads() -> None:
     threads, hashes = torch.get_num_threads(), set()
     for count in (1, 2):
