@@ -101,12 +101,13 @@ class PatientS3(s3fs.S3FileSystem):
                 return done
             if not failures.is_transient(failure):
                 raise failure
-            if isinstance(failure, DamagedBodyError) and method == "get_object" and failure.read is not None:
+            if isinstance(failure, DamagedBodyError):
+                kwargs.pop("IfNoneMatch", None)  # what lies there now is ours, and is not what we sent
                 if (
-                    failure.read == last
-                ):  # the same twice: nothing is damaged, this store's ETags are other hashes
+                    failure.read is not None and failure.read == last
+                ):  # twice: this store's ETags are other hashes
                     return {"Body": _Held(last), "ContentLength": len(last)}
-                last = failure.read
+                last = failure.read if method == "get_object" else None
             now_s = time.monotonic()
             began_s, tries = min(began_s, now_s), tries + 1
             left_s = began_s + patience - now_s

@@ -253,6 +253,12 @@ def test_a_manifest_whose_first_try_arrived_is_ours(front: Front, place: str) ->
     assert not storage.write_new(f"{place}/manifest.json", b"another's")
 
 
+def test_a_manifest_that_arrived_damaged_is_put_right(front: Front, place: str) -> None:
+    only(front, Faults(spoilt=1))
+    assert storage.write_new(f"{place}/manifest.json", b"ours")
+    assert storage.read_bytes(f"{place}/manifest.json") == b"ours"
+
+
 def test_a_manifest_that_another_wrote_between_two_tries_is_not_ours(front: Front, place: str) -> None:
     def others(call: Call) -> None:
         if call.fault:
