@@ -159,8 +159,9 @@ def test_an_update_is_another_version_and_doing_it_again_is_a_no_op(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("moment", ["unreadable", "timeout"])
 def test_verdicts_on_the_bytes_are_taken_over_but_not_those_of_a_bad_moment(
-    photos: Path, first: Version, tmp_path: Path
+    photos: Path, first: Version, tmp_path: Path, moment: str
 ) -> None:
     place = tmp_path / "version"
     shutil.copytree(first.url, place)
@@ -180,7 +181,7 @@ def test_verdicts_on_the_bytes_are_taken_over_but_not_those_of_a_bad_moment(
     assert refusal is not None
     assert refusal.reason in ("truncated", "corrupt")
     old = storage.read_table(str(place / rejects))
-    changed = [r | {"reason": "unreadable"} for r in old.to_pylist()]
+    changed = [r | {"reason": moment} for r in old.to_pylist()]
     storage.write_table(str(place / rejects), pa.Table.from_pylist(changed, old.schema))
     assert "cups/thing-03/broken.jpg" not in known()
 
@@ -209,6 +210,28 @@ def test_known_pairs_are_not_given_to_the_annotator(photos: Path, first: Version
     for table in ("quadruples", "rejects/annotate"):
         before = storage.read_table(first.path(part_path(table, 1)))
         assert conform(result.tables[table], schema_name(table)).to_pylist() == before.to_pylist()
+
+
+@pytest.mark.ray
+def test_a_pair_that_took_too_long_is_annotated_again(photos: Path, first: Version, tmp_path: Path) -> None:
+    place = tmp_path / "version"
+    shutil.copytree(first.url, place)
+    earlier = open_earlier("nowhere", str(place), recipe(photos))
+    stage = AnnotateStage("plain", recipe(photos).thresholds, 0, earlier)
+    prepare(stage, first.url)
+    number, refused = next(
+        (n, table)
+        for n in range(len(first.table_files("listing")))
+        if len(table := storage.read_table(first.path(part_path("rejects/annotate", n))))
+    )
+    tables = {t: storage.read_table(first.path(part_path(t, number))) for t in stage.inputs}
+    pairs = stage._pairs(tables)
+    names, late = {p.pair_id for p in pairs}, refused["key"][0].as_py()
+    assert earlier.answers(tables["listing"], pairs).keys() == names
+    changed = [r | ({"reason": "timeout"} if r["key"] == late else {}) for r in refused.to_pylist()]
+    where = str(place / part_path("rejects/annotate", number))
+    storage.write_table(where, pa.Table.from_pylist(changed, refused.schema))
+    assert earlier.answers(tables["listing"], pairs).keys() == names - {late}
 
 
 @pytest.mark.ray
