@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 DRILLS = {
     "driver": ["drill_build.py", "--seed", "3", "--instances", "4"],
     "driver of an update": ["drill_build.py", "--update", "--seed", "3", "--instances", "6"],
@@ -33,7 +33,7 @@ def drilled(name: str, tmp_path: Path, *more: str) -> tuple[int, dict[str, Any]]
     place = tmp_path / "result.json"
     command = [sys.executable, str(Path(__file__).with_name(script)), *options, "--trials", "1", *more]
     done = subprocess.run(
-        [*command, "--json", str(place)], capture_output=True, text=True, timeout=280, check=False
+        [*command, "--json", str(place)], capture_output=True, text=True, timeout=560, check=False
     )
     assert place.exists(), done.stdout + done.stderr[-2000:]
     return done.returncode, json.loads(place.read_text())
