@@ -1,4 +1,4 @@
-"""What a build of 100 million images takes, computed from results/volume.json and results/filter.json.
+"""What a build of 100 million images takes, computed from results/volume.json, filter.json and driver.json.
 
 python -m benchmarks.scaling          # prints the tables of docs/scaling.md
 
@@ -8,7 +8,7 @@ Every line is measured here (M), assumed (A) or computed from others (C).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.machine import RESULTS
@@ -30,12 +30,15 @@ class Line(NamedTuple):
     source: str
 
 
-def lines(volume: dict[str, Any], near: dict[str, Any]) -> list[Line]:
+def lines(
+    volume: Mapping[str, Any], near: Mapping[str, Any], driver: Sequence[Mapping[str, Any]]
+) -> list[Line]:
     """The arithmetic.
 
     Args:
         volume: results/volume.json.
         near: the largest row of near_duplicates in results/filter.json.
+        driver: the steps of results/driver.json.
     """
     from pipelines.collect import READ_AHEAD
 
@@ -113,7 +116,19 @@ def lines(volume: dict[str, Any], near: dict[str, Any]) -> list[Line]:
             f"{near_s / 3600 / total_cores:.1f} h",
             "C; not built, see below",
         ),
+        *(_held(step, {"image": IMAGES, "instance": round(instances)}[step["per"]]) for step in driver),
     ]
+
+
+def _held(step: Mapping[str, Any], count: int) -> Line:
+    """What the driver holds in a step, and how long it takes where that grows with the count alone."""
+    size, us = step["bytes_each"], step["microseconds_each"]
+    spent = "" if "hashes" in step["step"] else f", {count * us / 1e6 / 60:.0f} min"
+    return Line(
+        f"driver: {step['step']}",
+        f"{count * size / 1e9:.0f} GB{spent}",
+        f"C from {size} bytes and {us} µs an {step['per']} (M)",
+    )
 
 
 def _work(hashes: int, max_bits: int) -> float:
@@ -127,11 +142,17 @@ def table(rows: Sequence[Line]) -> str:
     return "\n".join(["| what | how much | from |", "|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)])
 
 
+def measured() -> list[Line]:
+    """The lines over the committed results."""
+    volume, near, driver = (
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("volume", "filter", "driver")
+    )
+    return lines(volume, max(near["near_duplicates"], key=lambda row: row["hashes"]), driver["steps"])
+
+
 def main() -> None:
     """Print the table."""
-    volume = json.loads((RESULTS / "volume.json").read_text())
-    near = json.loads((RESULTS / "filter.json").read_text())["near_duplicates"]
-    print(table(lines(volume, max(near, key=lambda row: row["hashes"]))))
+    print(table(measured()))
 
 
 if __name__ == "__main__":

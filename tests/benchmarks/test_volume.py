@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +111,8 @@ def test_the_arithmetic_of_100_million_images_by_hand():
         "manifest_entry_bytes": 200.0,
     }
     near = {"hashes": 100_000_000, "max_bits": 8, "seconds": 7200.0}
-    said = {line.what: line.value for line in lines({"builds": [build], "cores": 2}, near)}
+    step = {"step": "deal", "per": "instance", "bytes_each": 1000, "microseconds_each": 12.0}
+    said = {line.what: line.value for line in lines({"builds": [build], "cores": 2}, near, [step])}
     assert said["collect + filter"] == "111 core hours"  # 10^8 / 250 / 3600
     assert said["the stages after"] == "56 core hours"  # 10^8 x 2 ms
     assert said["on these machines"] == "0.7 h, $7"  # 166.7 / 256 cores; x 16 x 0.714
@@ -122,15 +122,13 @@ def test_the_arithmetic_of_100_million_images_by_hand():
     assert (said["parts"], said["files"]) == ("5,000", "100,000, $0.50 of PUTs")
     assert said["manifest"] == "50,000 entries, 10 MB"
     assert said["near-duplicates, one core"] == "2 h"
+    assert said["driver: deal"] == "10 GB, 2 min"
 
 
 @pytest.mark.skipif(
     not (REPOSITORY / "benchmarks/results/volume.json").exists(), reason="volume was not measured yet"
 )
 def test_the_document_says_what_was_measured():
-    from benchmarks.scaling import lines, table
+    from benchmarks.scaling import measured, table
 
-    results = REPOSITORY / "benchmarks/results"
-    near = json.loads((results / "filter.json").read_text())["near_duplicates"]
-    rows = lines(json.loads((results / "volume.json").read_text()), max(near, key=lambda r: r["hashes"]))
-    assert table(rows) in (REPOSITORY / "docs/scaling.md").read_text()
+    assert table(measured()) in (REPOSITORY / "docs/scaling.md").read_text()
