@@ -43,13 +43,14 @@ bench: .venv  ## speed and memory, results into benchmarks/results/
 	$(BIN)/python -m benchmarks.demo
 	$(BIN)/python -m benchmarks.volume
 
-drills: .venv  ## kill -9, lost nodes, hanging photos at seeded random moments, results into benchmarks/results/
+drills: .venv  ## kill -9, lost nodes, hanging photos, failing storage at seeded random moments, results into benchmarks/results/
 	$(BIN)/python tests/e2e/drill_build.py --trials 10 --seed 0 --instances 16 --json benchmarks/results/drill_build.json
 	$(BIN)/python tests/e2e/drill_build.py --update --trials 10 --seed 0 --json benchmarks/results/drill_build_update.json
 	$(BIN)/python tests/e2e/drill_worker.py --trials 10 --seed 0 --json benchmarks/results/drill_worker.json
 	$(BIN)/python tests/e2e/drill_node.py --trials 10 --seed 0 --json benchmarks/results/drill_node.json
 	$(BIN)/python tests/e2e/drill_hang.py --trials 10 --seed 0 --json benchmarks/results/drill_hang.json
 	$(BIN)/python tests/e2e/drill_train.py --kills 10 --seed 0 --out benchmarks/results
+	$(BIN)/python tests/e2e/drill_storage.py --trials 1 --moments 10 --seed 0 --json benchmarks/results/drill_storage.json
 
 clean:  ## remove what the targets made (not ./oacir-data)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
