@@ -1,4 +1,4 @@
-"""What a build of 100 million images takes, computed from results/volume.json, filter.json and driver.json.
+"""What a build of 100 million images takes, computed from the results of volume, filter, driver and reads.
 
 python -m benchmarks.scaling          # prints the tables of docs/scaling.md
 
@@ -31,7 +31,10 @@ class Line(NamedTuple):
 
 
 def lines(
-    volume: Mapping[str, Any], near: Mapping[str, Any], driver: Sequence[Mapping[str, Any]]
+    volume: Mapping[str, Any],
+    near: Mapping[str, Any],
+    driver: Sequence[Mapping[str, Any]],
+    reads: Mapping[str, Mapping[str, float]],
 ) -> list[Line]:
     """The arithmetic.
 
@@ -39,13 +42,16 @@ def lines(
         volume: results/volume.json.
         near: the largest row of near_duplicates in results/filter.json.
         driver: the steps of results/driver.json.
+        reads: cpu_ms_a_read of results/reads.json.
     """
     from pipelines.collect import READ_AHEAD
 
     large = max(volume["builds"], key=lambda b: b["images"])
     n, cores = large["images"], volume["cores"]
     image_bytes = large["image_bytes"] / n
-    rate = large["collect_and_filter_images_per_s"] / cores
+    local = large["collect_and_filter_images_per_s"] / cores
+    get_ms = reads["s3"]["cpu_ms"] - reads["local"]["cpu_ms"]
+    rate = 1 / (1 / local + get_ms / 1e3)
     other = sum(large["worker_seconds"][s] for s in ("annotate", "candidates", "gallery")) / n
     parts = -(-IMAGES // IMAGES_PER_PART)
     per_part = large["version_files"] / large["parts"]
@@ -65,7 +71,15 @@ def lines(
     hour = f"${DOLLARS_OF_MACHINE_HOUR} a machine and hour (A)"
     return [
         Line("bytes of an image", f"{image_bytes / 1e3:.1f} kB", f"M, {n:,} JPEGs of 512 px"),
-        Line("collect + filter, a core", f"{rate:.0f} images/s", "M, end to end, after the listing"),
+        Line(
+            "collect + filter, a core",
+            f"{local:.0f} images/s",
+            "M from local files, end to end after the listing",
+        ),
+        Line("processor time of a GET", f"{get_ms:.2f} ms", "M, above that of a local read"),
+        Line(
+            "collect + filter from S3, a core", f"{rate:.0f} images/s", "C, if nothing of a GET is waited for"
+        ),
         Line(
             "annotate, candidates, galleries", f"{other * 1e3:.2f} ms an image", "M, seconds of the workers"
         ),
@@ -144,10 +158,10 @@ def table(rows: Sequence[Line]) -> str:
 
 def measured() -> list[Line]:
     """The lines over the committed results."""
-    volume, near, driver = (
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in ("volume", "filter", "driver")
-    )
-    return lines(volume, max(near["near_duplicates"], key=lambda row: row["hashes"]), driver["steps"])
+    names = ("volume", "filter", "driver", "reads")
+    volume, near, driver, reads = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    most = max(near["near_duplicates"], key=lambda row: row["hashes"])
+    return lines(volume, most, driver["steps"], reads["cpu_ms_a_read"])
 
 
 def main() -> None:

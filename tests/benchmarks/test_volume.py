@@ -103,7 +103,7 @@ def test_the_arithmetic_of_100_million_images_by_hand():
         "image_bytes": 50_000_000,
         "instances": 100,
         "parts": 4,
-        "collect_and_filter_images_per_s": 500.0,
+        "collect_and_filter_images_per_s": 1000.0,
         "worker_seconds": {"annotate": 1.5, "candidates": 0.25, "gallery": 0.25},
         "version_bytes": 3_000_000,
         "version_files": 80,
@@ -112,7 +112,9 @@ def test_the_arithmetic_of_100_million_images_by_hand():
     }
     near = {"hashes": 100_000_000, "max_bits": 8, "seconds": 7200.0}
     step = {"step": "deal", "per": "instance", "bytes_each": 1000, "microseconds_each": 12.0}
-    said = {line.what: line.value for line in lines({"builds": [build], "cores": 2}, near, [step])}
+    reads = {"s3": {"cpu_ms": 2.1}, "local": {"cpu_ms": 0.1}}
+    said = {line.what: line.value for line in lines({"builds": [build], "cores": 2}, near, [step], reads)}
+    assert said["collect + filter from S3, a core"] == "250 images/s"  # 2 ms to collect, 2 ms to get
     assert said["collect + filter"] == "111 core hours"  # 10^8 / 250 / 3600
     assert said["the stages after"] == "56 core hours"  # 10^8 x 2 ms
     assert said["on these machines"] == "0.7 h, $7"  # 166.7 / 256 cores; x 16 x 0.714
