@@ -106,7 +106,12 @@ def _make(
     records = run_stages(
         [
             CollectStage(
-                recipe.limits, recipe.encoder.model, recipe.encoder.gpus, known, recipe.seconds_per_record
+                recipe.limits,
+                recipe.encoder.model,
+                recipe.encoder.gpus,
+                known,
+                recipe.seconds_per_record,
+                recipe.variants,
             ),
             FilterStage(recipe.thresholds, recipe.max_pairs_per_instance, seed),
         ],

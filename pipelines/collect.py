@@ -20,10 +20,12 @@ from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from pipelines.earlier import Earlier, KnownImage
+from pipelines.filter import runs
 from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, decode, upright_box
 from pipelines.records import TABLES, conform
 from pipelines.sources.base import Source
 from pipelines.stages import WORK, Part, Stage, StageResult, part_path, table_hash, write_part
+from pipelines.variants import Look, Namer, VariantOptions, crop, looks, variant_id
 from pipelines.watch import UNWATCHED, Watch
 from training.masks import decode_mask, mask_box
 
@@ -150,6 +152,7 @@ class CollectStage(Stage):
     earlier: Earlier | None = None
     """What an earlier version knows; only other images are opened."""
     seconds_per_record: float | None = None
+    variants: VariantOptions = field(default_factory=VariantOptions)
     name = "collect"
     inputs = ("listing",)
     outputs = (
@@ -177,7 +180,7 @@ class CollectStage(Stage):
         opened = _read_ahead(
             [row for n, row in enumerate(rows) if row["image_id"] not in known and n not in watch.hung.alone]
         )
-        sheet = _Sheet(self.limits, self._describer, watch)
+        sheet = _Sheet(self.limits, self._describer, watch, self.variants)
         for position, row in enumerate(rows):
             if row["image_id"] in known:
                 sheet.take(row, known[row["image_id"]])
@@ -194,15 +197,18 @@ class CollectStage(Stage):
 class _Sheet:
     """Collects what is found in the images of a part; holds at most IMAGES_AT_ONCE decoded ones."""
 
-    def __init__(self, limits: ImageLimits, describer: Describer, watch: Watch) -> None:
-        self.limits, self.describer, self.watch = limits, describer, watch
+    def __init__(
+        self, limits: ImageLimits, describer: Describer, watch: Watch, variants: VariantOptions
+    ) -> None:
+        self.limits, self.describer, self.watch, self.variants = limits, describer, watch, variants
         self.rows: dict[str, list[dict[str, Any]]] = {
             n: [] for n in ("images", "instances", "measures", "rejects")
         }
         self.phashes: list[int] = []
         self.vectors: list[Vector] = []
-        self.waiting: list[tuple[int, int, Any]] = []
-        """Position of an image in the part, place of its vector, pixels."""
+        self.looks: list[Look] = []
+        self.waiting: list[tuple[int, int, Any, Any]] = []
+        """Position of an image in the part, place of its vector, its pixels, and an object to be looked at."""
         self.owner = ""
         self.seen: dict[str, str] = {}
         self.found: Counter[tuple[str, str]] = Counter()
@@ -257,6 +263,7 @@ class _Sheet:
         instance = {k: row[k] for k in ("image_id", "instance_id", "category")}
         self._put(known.image | said, instance | {"box": known.box}, known.measures, known.phash)
         self.vectors.append(known.vector)
+        self.looks.append(known.look)
 
     def _begin(self, row: Mapping[str, Any]) -> Counter[str]:
         if row["instance_id"] != self.owner:
@@ -311,24 +318,65 @@ class _Sheet:
         image |= {"width": decoded.width, "height": decoded.height, "sha256": digest}
         measures = {"image_id": row["image_id"], **measure(decoded.image, _scaled(box, decoded))}
         self._put(image, instance | {"box": box}, measures, phash(decoded.image))
-        self.waiting.append((position, len(self.vectors), decoded.image))
+        seen = self.variants.split(row["domain"])
+        thing = crop(decoded.image, _scaled(box, decoded)) if seen else None
+        self.waiting.append((position, len(self.vectors), decoded.image, thing))
         self.vectors.append(NOT_YET)
+        self.looks.append(Look())
 
     def _describe(self) -> None:
         if self.waiting:
-            positions, places, images = zip(*self.waiting, strict=True)
+            positions, places, images, things = zip(*self.waiting, strict=True)
             with self.watch.over(positions[0], positions[-1] - positions[0] + 1):
                 found = np.asarray(self.describer.describe(images), np.float32)
+                seen = looks(self.variants, [t for t in things if t is not None], self.describer)
             for place, vector in zip(places, found, strict=True):
                 self.vectors[place] = vector
+            shown = (place for place, thing in zip(places, things, strict=True) if thing is not None)
+            for place, look in zip(shown, seen, strict=True):
+                self.looks[place] = look
             self.waiting = []
 
     def _reject(self, entity: str, key: str, reason: str, detail: str) -> None:
         row = {"stage": "collect", "entity": entity, "key": key, "reason": reason, "detail": detail}
         self.rows["rejects"].append(row)
 
+    def _split(self) -> None:
+        """Make each variant of a group an instance of its own; rows stay in the order of instances."""
+        namer, order = Namer(self.variants, self.describer), list[int]()
+        domains = [row["domain"] for row in self.rows["images"]]
+        for group in runs([row["instance_id"] for row in self.rows["instances"]]):
+            if not self.variants.split(domains[group.start]):
+                order += group
+                continue
+            order += self._split_group(namer, group)
+        for name in ("images", "instances", "measures"):
+            self.rows[name] = [self.rows[name][i] for i in order]
+        self.phashes = [self.phashes[i] for i in order]
+        self.vectors = [self.vectors[i] for i in order]
+        self.looks = [self.looks[i] for i in order]
+
+    def _split_group(self, namer: Namer, group: range) -> list[int]:
+        images, instances = self.rows["images"], self.rows["instances"]
+        source, domain = instances[group.start]["instance_id"], images[group.start]["domain"]
+        ids = [images[i]["image_id"] for i in group]
+        names = namer.names(instances[group.start]["category"], ids, [self.looks[i] for i in group])
+        found: dict[str, list[int]] = {}
+        for i, variant in zip(group, names, strict=True):
+            if variant is None:
+                unclear = ImageRejected("variant_unclear", f"of {source}, by {self.variants.by}")
+                self._refuse(images[i], unclear)
+                self.found[domain, source] -= 1
+            else:
+                found.setdefault(variant, []).append(i)
+                instances[i] |= {"instance_id": variant_id(source, variant), "variant": variant}
+        self.counts[domain]["variants"] += len(found)
+        return [i for _, members in sorted(found.items()) for i in members]
+
     def result(self) -> StageResult:
         self._describe()
+        if self.variants.by != "none":
+            self._split()
         empty = [instance for (_, instance), images in self.found.items() if not images]
         refused = Counter(r["reason"] for r in self.rows["rejects"] if r["entity"] == "images")
         outside = len(self.rows["rejects"]) - sum(refused.values())
@@ -366,6 +414,10 @@ class _Sheet:
                     "image_id": ids,
                     "descriptor": _lists(self.vectors),
                     "phash": pa.array(self.phashes, pa.uint64()),
+                    "object": pa.array(
+                        [None if look.vector is None else look.vector for look in self.looks],
+                        pa.list_(pa.float32()),
+                    ),
                 }
             ),
         }

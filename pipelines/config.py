@@ -17,6 +17,7 @@ from pipelines.sources.products10k import Products10KConfig
 from pipelines.sources.stanford_cars import StanfordCarsConfig
 from pipelines.sources.webdataset import WebDatasetConfig
 from pipelines.sources.world import WorldSourceConfig
+from pipelines.variants import VariantOptions
 
 EXECUTION_ONLY: dict[str, Any] = {"workers": True, "images_per_part": True, "encoder": {"gpus"}}
 """Options that change how a build runs, never what it makes."""
@@ -122,6 +123,8 @@ class BuildRecipe(Config):
     (timeout) and the build goes on; null = no limit."""
     encoder: EncoderOptions = Field(default_factory=EncoderOptions)
     """What images are compared with."""
+    variants: VariantOptions = Field(default_factory=VariantOptions)
+    """Whether a group that shows an object in several variants (a car model in its colours) is split into instances."""
     thresholds: Thresholds
     """When images and pairs teach nothing; they belong to the descriptor."""
     max_pairs_per_instance: int = Field(60, ge=1)
@@ -153,6 +156,16 @@ class BuildRecipe(Config):
                 f" {encoder.model or 'null'}; set thresholds made for it and thresholds.calibrated_for = {wanted}"
             )
         return thresholds
+
+    @field_validator("variants")
+    @classmethod
+    def _can_read_labels(cls, variants: VariantOptions, info: ValidationInfo) -> VariantOptions:
+        encoder = info.data.get("encoder")
+        if variants.by == "labels" and encoder is not None and encoder.model is None:
+            raise ValueError(
+                "by labels asks an image model with a text side; set encoder.model, or by to colour or cluster"
+            )
+        return variants
 
     @field_validator("annotator")
     @classmethod

@@ -22,6 +22,7 @@ from infra.base.errors import OacirError
 from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
 from pipelines.images import ImageRejected
 from pipelines.stages import part_path, read_parts
+from pipelines.variants import Look
 
 if TYPE_CHECKING:
     from pipelines.config import BuildRecipe
@@ -47,6 +48,8 @@ class KnownImage(NamedTuple):
     measures: dict[str, Any]
     phash: int
     vector: NDArray[np.float32]
+    look: Look = Look()
+    """What its variant hangs on."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,10 @@ class Earlier:
                 measures[name],
                 described["phash"],
                 np.array(described["descriptor"], np.float32),
+                Look(
+                    instances[name].get("variant"),
+                    np.array(described["object"], np.float32) if described.get("object") else None,
+                ),
             )
         return found
 
@@ -188,7 +195,7 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
             f"{version.url}: was made by a recipe that this code does not read ({version.manifest.code_version});"
             " build without update"
         ) from error
-    for name in ("limits", "encoder"):
+    for name in ("limits", "encoder", "variants"):
         old, new = (getattr(r, name).model_dump(exclude={"gpus"}) for r in (before, recipe))
         changed = [f"{name}.{k} ({old[k]}, now {v})" for k, v in new.items() if old[k] != v]
         if changed:

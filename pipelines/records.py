@@ -57,6 +57,8 @@ INSTANCES = pa.schema(
             "mask_uri", pa.string()
         ),  # a PNG of the upright image's size, not 0 inside (training/masks.py)
         pa.field("mask_sha256", pa.string()),
+        # of the object of the source's group, which is the instance_id up to "~"; null where groups are not split
+        pa.field("variant", pa.string()),
     ]
 )
 DESCRIPTORS = pa.schema(
@@ -64,6 +66,9 @@ DESCRIPTORS = pa.schema(
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("descriptor", pa.list_(pa.float32()), nullable=False),  # unit length, one width per build
         pa.field("phash", pa.uint64(), nullable=False),
+        pa.field(
+            "object", pa.list_(pa.float32())
+        ),  # of what the box shows; null unless variants are told by it
     ]
 )
 MEASURES = pa.schema(
@@ -235,6 +240,8 @@ REASONS = frozenset(
         "timeout",
         # boxes, of images that are kept: nothing of the box lies inside the image
         "box_outside",
+        # images whose object shows no variant clearly, where groups are split
+        "variant_unclear",
         # images and instances, while filtering
         "class_centric", "too_few_images",
         # images between filtering and annotation, and their pairs

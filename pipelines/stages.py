@@ -33,7 +33,9 @@ from pipelines.watch import NONE_HUNG, UNWATCHED, Guard, Hung, Watch, hung_in, h
 log = logging.getLogger(__name__)
 
 WORK, RECORDS = "_work", "_accounts"
-MACHINE_COLUMNS = frozenset({"uri", "mask_uri", "reference_mask_uri", "mark", "detail", "descriptor"})
+MACHINE_COLUMNS = frozenset(
+    {"uri", "mask_uri", "reference_mask_uri", "mark", "detail", "descriptor", "object"}
+)
 READERS = 16
 DEATHS_OF_A_PART = 10
 """So many workers may die over one part before the run stops."""

@@ -1,7 +1,8 @@
 """Variants of one product in one group: a car model in several colours is several instances.
 
 The paper splits Car groups by colour with a fine-grained classifier (METHODS, Stage 1). Here the object, that is what
-the box shows, is told apart by its basic colour term, by zero-shot labels of a named model, or by clusters of descriptors.
+the box shows, is told apart by its basic colour term, by zero-shot labels of a named model, or by clusters of
+descriptors.
 A variant is an instance of its own, named `<instance>~<variant>`, and everything after collection sees only these.
 """
 

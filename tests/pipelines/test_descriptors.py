@@ -207,3 +207,35 @@ def test_a_model_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(OacirError, match=r"encoder\.model .*: cannot be loaded .*allowed are") as caught:
         make_describer(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_clip_model_reads_texts_of_any_length_alike(tmp_path: Path) -> None:
+    """Texts come out in the space of its images, whatever else is asked beside them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    words = ["[PAD]", "[UNK]", "a", "photo", "of", "red", "blue", "car"]
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": len(words), "max_position_embeddings": 9, "eos_token_id": 7}
+    vision = sizes | {"image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path
+    )
+
+    describer = HubDescriber(str(tmp_path))
+    both = describer.describe_texts(["a photo of a red car", "a blue car"])
+    assert both.shape == (2, 16)
+    assert np.allclose(np.linalg.norm(both, axis=1), 1, atol=1e-5)
+    assert np.allclose(describer.describe_texts(["a blue car"])[0], both[1], atol=1e-5)
+    assert not np.allclose(both[0], both[1], atol=1e-2)
+
+
+def test_the_offline_descriptor_reads_no_texts() -> None:
+    with pytest.raises(OacirError, match=r"reads no texts; set encoder\.model"):
+        OfflineDescriber().describe_texts(["a red car"])
