@@ -168,7 +168,7 @@ def bare_loop(paths: Sequence[str]) -> dict[str, float]:
 def measure_build(place: Path, root: Path, paths: Sequence[str]) -> dict[str, Any]:
     """`oacir build` over a root, from cold files, in a folder that is deleted afterwards."""
     size_bytes = sum(Path(p).stat().st_size for p in paths)
-    with tempfile.TemporaryDirectory(dir=place) as out, FamilyMemory() as memory:
+    with tempfile.TemporaryDirectory(dir=place) as out, FamilyMemory(every_s=1.0) as memory:
         recipe = Path(out) / "volume.yaml"
         recipe.write_text(yaml.safe_dump(RECIPE | {"source": RECIPE["source"] | {"root": str(root)}}))
         command = [sys.executable, "-m", "infra.cli", "build", "--config", str(recipe)]
