@@ -138,10 +138,13 @@ class TrainingSection(Config):
     """AdamW's epsilon."""
     warmup_fraction: Fraction = 0.05
     """Share of the steps in which the rate rises linearly from zero."""
-    schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    """Course of the rate after the warm-up; cosine and linear end at zero."""
+    schedule: Literal["cosine", "constant", "linear", "onecycle"] = "cosine"
+    """Course of the rate after the warm-up; cosine and linear end at zero. onecycle is torch's OneCycleLR: it starts at
+    1/100 of the peak, ends at a millionth of it, and takes AdamW's first beta from 0.95 to 0.85 and back."""
     clip_norm: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 does not clip."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an average of the weights over the steps, which is then what is measured and exported; null has none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass; weights and optimizer stay float32."""
     seed: int = 0
@@ -152,6 +155,8 @@ class TrainingSection(Config):
     """Images per forward of the dev measurement, over all workers."""
     select: Literal["last", "best_on_dev"] = "last"
     """Which weights are exported: the last, or those with the best dev mean of R_ID@1, R@1 and R@5."""
+    patience: Positive | None = None
+    """Stop after so many dev measurements in a row without a new best mean; null trains to the end."""
     checkpoint_every_steps: Positive = 50
     """Longest distance of checkpoints; early ones lie closer, so that a kill repeats at most a tenth of the steps."""
     checkpoints_kept: Annotated[int, Field(ge=2)] = 2
@@ -161,6 +166,10 @@ class TrainingSection(Config):
     def _fits(self) -> Self:
         if self.select == "best_on_dev" and self.dev_every_epochs is None:
             raise ValueError("select 'best_on_dev' needs dev_every_epochs")
+        if self.patience is not None and self.select != "best_on_dev":
+            raise ValueError("patience waits for a better dev measurement; set select to best_on_dev")
+        if self.schedule == "onecycle" and self.betas != type(self)().betas:
+            raise ValueError("schedule 'onecycle' cycles the first of betas; leave betas away")
         return self
 
 

@@ -79,23 +79,25 @@ class Feed:
         self._thread.join()
 
     def __iter__(self) -> Iterator[Fed]:
-        while True:
-            began = time.perf_counter()
-            item = self._ready.get()
-            self.waited_s += time.perf_counter() - began
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            fed, copied = item
-            if copied is not None:
-                # the memory was taken on the feed's stream: it may not be given away while the step still reads it
-                current = torch.cuda.current_stream(self.device)
-                current.wait_event(copied)
-                for value in fed.batch:
-                    if isinstance(value, Tensor):
-                        value.record_stream(current)
-            yield fed
+        return self
+
+    def __next__(self) -> Fed:
+        began = time.perf_counter()
+        item = self._ready.get()
+        self.waited_s += time.perf_counter() - began
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        fed, copied = item
+        if copied is not None:
+            # the memory was taken on the feed's stream: it may not be given away while the step still reads it
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(copied)
+            for value in fed.batch:
+                if isinstance(value, Tensor):
+                    value.record_stream(current)
+        return fed
 
     def _work(self) -> None:
         try:

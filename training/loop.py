@@ -43,8 +43,11 @@ HISTORY_COLUMNS = (
     "beta_mean",
     "beta_std",
     "learning_rate",
+    "gradient_norm",
     "seconds",
+    "data_seconds",
 )
+"""Of a step: norm of the gradient before clipping; seconds in all, and those spent waiting for the batch."""
 MOST_REDUCED_AT_ONCE = 50_000_000
 POST_EVERY_S = 0.5
 JUDGED_EVERY_STEPS = 16
@@ -123,12 +126,20 @@ class Loop:
         self.diverged: DivergedError | None = None
         self.last_rows = np.zeros(0, np.int64)
         self.parts = Parts()
+        self.average = [p.detach().clone() for p in self._partitions] if self.training.ema_decay else []
+        """Of an average of the weights: this rank's partitions of it."""
         self.step, self.saved, self.posted = 0, 0, 0.0
 
     @property
     def model(self) -> AdaFocalModel:
         """The model being trained."""
         return self.engine.module.model
+
+    @property
+    def _partitions(self) -> list[Tensor]:
+        """This rank's float32 weights, one flat tensor per parameter group."""
+        partitions: list[Tensor] = self.engine.optimizer.single_partition_of_fp32_groups
+        return partitions
 
     def run(self) -> None:
         """Resume, train to the last step, and leave the trained weights in the run."""
@@ -138,16 +149,17 @@ class Loop:
         self.engine.train()
         total = self.job.total_steps
         with self.feed() as feed:
-            began = time.perf_counter()
-            for fed in feed:
+            began, waited = time.perf_counter(), 0.0
+            while self.step < total and not self.exhausted():
+                fed = next(feed)
                 self.parts.seconds["data"] = feed.waited_s
-                self.train_step(fed, began)
+                self.train_step(fed, began, feed.waited_s - waited)
+                waited = feed.waited_s
                 ended_epoch = self.step % self.sampler.steps_per_epoch == 0
                 if self._dev_is_due(ended_epoch, fed.epoch):
                     self.measure_dev(fed.epoch)
-                if self.step == total or checkpoints.is_due(
-                    self.step, self.saved, self.training.checkpoint_every_steps
-                ):
+                every = self.training.checkpoint_every_steps
+                if self.step == total or self.exhausted() or checkpoints.is_due(self.step, self.saved, every):
                     self.save()
                 elif self.step % JUDGED_EVERY_STEPS == 0:
                     self.judge()
@@ -169,12 +181,22 @@ class Loop:
             self.job.total_steps,
         )
 
-    def train_step(self, fed: Fed, began: float) -> None:
+    def exhausted(self) -> bool:
+        """Whether dev has not become better for as many measurements as the recipe has patience for."""
+        patience, means = self.training.patience, mean_by_step(self.dev)
+        if patience is None or not means:
+            return False
+        measured = sorted(means)
+        best = max(measured, key=means.__getitem__)  # the first of equals
+        return len(measured) - 1 - measured.index(best) >= patience
+
+    def train_step(self, fed: Fed, began: float, waited: float) -> None:
         """One optimizer step on a global batch.
 
         Args:
             fed: this worker's part of it.
             began: when the wait for it began, by `time.perf_counter`.
+            waited: seconds that it took.
         """
         epoch, rows, batch = fed
         # dropout is a pure function of (seed, step, rank), so a resumed step draws the same masks
@@ -187,27 +209,31 @@ class Loop:
             self.engine.backward(output.objective)
         with self.parts.time("optimizer"):
             self.engine.step()
+            for average, partition in zip(self.average, self._partitions, strict=bool(self.average)):
+                average.lerp_(partition, 1.0 - self.training.ema_decay)  # type: ignore[operator]  # there is one
         with self.parts.time("record"):
             beta = torch.zeros(1, 1) if output.beta is None else output.beta
             sums = torch.stack([output.loss_sum.double(), beta.double().sum(), beta.double().square().sum()])
             handle = dist.all_reduce(sums, async_op=True)
             values = float("nan") if output.beta is None else float(beta.shape[1] * len(rows))
             rates = {g["name"]: g["lr"] for g in self.engine.optimizer.param_groups}
-            row = (self.step + 1, epoch, len(rows), values, rates["rest"], time.perf_counter() - began)
+            norm = self.engine.get_global_grad_norm()  # on a GPU a tensor: not waited for here
+            passed = time.perf_counter() - began
+            row = (self.step + 1, epoch, len(rows), values, rates["rest"], norm, passed, waited)
             self.pending.append((row, sums, handle, temperature, rows))
             self.last_rows = rows
             self.step += 1
 
     def flush(self) -> None:
         """Turn what the last steps left on the device into history rows, and tell the driver."""
-        for (step, epoch, size, values, rate, seconds), sums, handle, temperature, rows in self.pending:
+        for (step, epoch, size, values, *rest), sums, handle, temperature, rows in self.pending:
             handle.wait()
             loss_sum, beta_sum, beta_square = sums.tolist()
             loss, mean = loss_sum / size, beta_sum / values
             spread = math.sqrt(max(0.0, beta_square / values - mean**2)) if values == values else mean
             if not math.isfinite(loss) and self.diverged is None:
                 self.diverged = DivergedError(f"the loss is {loss} at step {step:.0f}", rows)
-            self.history.append((step, epoch, loss, temperature.item(), mean, spread, rate, seconds))
+            self.history.append((step, epoch, loss, temperature.item(), mean, spread, *map(float, rest)))
         self.pending.clear()
         self.posted = time.monotonic()
         if self.rank == 0 and self.history:
@@ -227,13 +253,14 @@ class Loop:
         """Measure on the dev galleries, keep the best weights if the recipe asks for them, report to Ray Train."""
         began = time.perf_counter()
         self.judge()
-        found = measure(self.model, self.store, self.galleries, self.device, self.training.dev_batch_size)
+        with self.averaged():
+            found = measure(self.model, self.store, self.galleries, self.device, self.training.dev_batch_size)
         seconds = time.perf_counter() - began
         self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
         best_before = max(mean_by_step(self.dev).values(), default=-1.0)
         self.dev += [(self.step, epoch, i, *row, seconds) for i, row in enumerate(found)]
         mean = mean_by_step(self.dev)[self.step]
-        if self.training.select == "best_on_dev" and mean > best_before and self.rank == 0:
+        if self.training.select == "best_on_dev" and mean > best_before:
             self._write_weights(BEST)
         averages = torch.tensor([row[1:] for row in found]).mean(0).tolist()
         metrics = {f"dev_{name}": value for name, value in zip(MEASURES, averages, strict=True)}
@@ -255,8 +282,9 @@ class Loop:
 
     def _require_finite_weights(self) -> None:
         """A gradient may break the weights of a step whose loss was a number still; asked of all workers together."""
-        partitions = self.engine.optimizer.single_partition_of_fp32_groups
-        broken = torch.stack([~torch.isfinite(partition).all() for partition in partitions]).any().float()
+        broken = (
+            torch.stack([~torch.isfinite(partition).all() for partition in self._partitions]).any().float()
+        )
         dist.all_reduce(broken, dist.ReduceOp.MAX)
         if broken:
             raise DivergedError(f"the weights are no numbers any more after step {self.step}", self.last_rows)
@@ -265,9 +293,10 @@ class Loop:
         """This rank's partition of weights and optimizer state; rank 0, which alone reports, adds the history."""
         zero = self.engine.optimizer
         tensors: dict[str, Tensor] = {}
-        for i, partition in enumerate(zero.single_partition_of_fp32_groups):
+        for i, partition in enumerate(self._partitions):
             kept = zero.optimizer.state[partition]
             tensors |= {f"group{i}.weights": partition} | {f"group{i}.{k}": kept[k] for k in sorted(kept)}
+        tensors |= {f"average{i}": average for i, average in enumerate(self.average)}
         if self.rank == 0:
             tensors["history"] = checkpoints.as_tensor(self.history, len(HISTORY_COLUMNS))
             tensors["dev"] = checkpoints.as_tensor(self.dev, len(DEV_COLUMNS))
@@ -277,7 +306,7 @@ class Loop:
         """Continue after a complete checkpoint as if nothing had happened."""
         tensors = checkpoints.load(self.job.run_url, step, self.rank, self.world_size)
         zero = self.engine.optimizer
-        for i, partition in enumerate(zero.single_partition_of_fp32_groups):
+        for i, partition in enumerate(self._partitions):
             prefix = f"group{i}."
             saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             partition.data.copy_(saved.pop("weights"))
@@ -286,15 +315,20 @@ class Loop:
                 k: v if k == "step" else v.to(partition.device) for k, v in saved.items()
             }
         zero.update_lp_params()
+        for i, average in enumerate(self.average):
+            average.copy_(tensors[f"average{i}"])
         self.step = self.saved = step
         if self.rank == 0:
             self.history, self.dev = ([tuple(r) for r in tensors[n].tolist()] for n in ("history", "dev"))
+        known = [self.dev]  # all workers judge by it whether to go on
+        dist.broadcast_object_list(known, 0, device=self.device)
+        self.dev = known[0]
 
     def finish(self) -> None:
         """Leave the last weights and what a step cost by part."""
         self.writer.wait()
+        self._write_weights(TRAINED)
         if self.rank == 0:
-            self._write_weights(TRAINED)
             ray.get(self.job.board.finish.remote(self.parts.seconds))
         dist.barrier()
 
@@ -305,14 +339,37 @@ class Loop:
         return self.step == self.job.total_steps or (ended_epoch and (epoch + 1) % every == 0)
 
     def _write_weights(self, name: str) -> None:
+        """What is exported, written by rank 0; to be called on every worker."""
         from safetensors.torch import save
 
-        trained = {
-            name: parameter.detach().cpu().reshape(self.shapes[name]).contiguous()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        storage.write_bytes(storage.join(self.job.run_url, name), save(trained))
+        with self.averaged():
+            if self.rank:
+                return
+            trained = {
+                name: parameter.detach().cpu().reshape(self.shapes[name]).contiguous()
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+            data = save(trained)  # inside: on a CPU these are the model's own weights, not copies
+        storage.write_bytes(storage.join(self.job.run_url, name), data)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the averaged weights, where the recipe asks for an average; to be entered on every worker."""
+        if not self.average:
+            yield
+            return
+        zero, trained = self.engine.optimizer, [p.detach().clone() for p in self._partitions]
+        self._set_weights(zero, self.average)
+        try:
+            yield
+        finally:
+            self._set_weights(zero, trained)
+
+    def _set_weights(self, zero: Any, partitions: list[Tensor]) -> None:
+        for partition, values in zip(self._partitions, partitions, strict=True):
+            partition.data.copy_(values)
+        zero.update_lp_params()
 
 
 def import_deepspeed() -> Any:

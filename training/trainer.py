@@ -40,7 +40,7 @@ QUERIES_NAMED = 8
 """Queries of a batch that a complaint names, at most."""
 POLL_S = 0.2
 RAY_FOLDER = "ray"
-UNTIMED = ("step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate")
+UNTIMED = ("step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate", "gradient_norm")
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         raise OacirError(f"{draft.url}: training stopped before its end; the same command goes on")
     ray.kill(board)
     storage.remove(storage.join(draft.url, RAY_FOLDER))
-    steps = inputs.total_steps - resumed
+    steps = checkpoints.complete_steps(draft.url)[-1] - resumed
     return {part: 1000 * seconds / steps for part, seconds in parts.items()} if steps else {}, resumed
 
 
@@ -291,7 +291,8 @@ def _commit(
     chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
     inputs.model.load_state_dict(load(storage.read_bytes(draft.path(chosen))), strict=False)
     files: list[FileEntry] = write_export(inputs.model.eval(), inputs.processor, draft.url)
-    state = checkpoints.load(draft.url, inputs.total_steps, 0, recipe.scaling.workers)
+    last_step = checkpoints.complete_steps(draft.url)[-1]  # before the recipe's last where patience ran out
+    state = checkpoints.load(draft.url, last_step, 0, recipe.scaling.workers)
     history = _table(state["history"], HISTORY_COLUMNS, ("step", "epoch"))
     dev = _table(state["dev"], DEV_COLUMNS, ("step", "epoch", "gallery", "queries"))
     names = _dev_domains(inputs.dataset, recipe.training.leave_out_domains)

@@ -18,10 +18,13 @@ BROKEN_AT = 45
 """A step between two checkpoints: those of 20, 40 and more steps lie 1, 2 and more apart."""
 
 
-class Ready(list[Fed]):
+class Ready:
     """Batches that are there already."""
 
     waited_s = 0.0
+
+    def __next__(self) -> Fed:
+        return Fed(0, BATCH, None)  # type: ignore[arg-type]  # nobody looks into it
 
     def __enter__(self) -> Ready:
         return self
@@ -35,23 +38,23 @@ class Worker(Loop):
 
     def __init__(self, run_url: str, broken_at: int, total: int = 200) -> None:
         self.job: Any = SimpleNamespace(run_url=run_url, total_steps=total, board=None)
-        self.training: Any = SimpleNamespace(checkpoint_every_steps=50, dev_every_epochs=None)
+        self.training: Any = SimpleNamespace(checkpoint_every_steps=50, dev_every_epochs=None, patience=None)
         self.sampler: Any = SimpleNamespace(steps_per_epoch=total)
         self.parts = Parts()
         self.engine: Any = SimpleNamespace(train=lambda: None)
         self.rank, self.step, self.saved, self.posted = 1, 0, 0, 0.0
-        self.history, self.pending, self.galleries = [], [], []
+        self.history, self.pending, self.galleries, self.dev = [], [], [], []
         self.diverged, self.broken_at, self.checkpoints = None, broken_at, list[int]()
 
     def feed(self) -> Any:
-        return Ready([Fed(0, BATCH, None)] * self.job.total_steps)  # type: ignore[arg-type]  # nobody looks at it
+        return Ready()
 
-    def train_step(self, fed: Fed, began: float) -> None:
+    def train_step(self, fed: Fed, began: float, waited: float) -> None:
         rows, epoch = fed.rows, fed.epoch
         self.step += 1
         loss = float("nan") if self.step >= self.broken_at else 3.0
         sums = torch.tensor([loss * len(rows), 0.0, 0.0], dtype=torch.float64)
-        row = (self.step, epoch, len(rows), float("nan"), 1e-3, 0.1)
+        row = (self.step, epoch, len(rows), float("nan"), 1e-3, 1.0, 0.1, 0.0)
         self.pending.append((row, sums, SimpleNamespace(wait=lambda: None), torch.tensor(0.07), rows))
 
     def save(self) -> None:
@@ -86,3 +89,30 @@ def test_a_healthy_worker_runs_to_the_end(tmp_path: Any) -> None:
     worker.run()
     assert worker.checkpoints[-1] == 200
     assert [row[0] for row in worker.history] == list(range(1, 201))
+
+
+class Judge(Loop):
+    """Of a loop only what it knows of the dev measurements."""
+
+    def __init__(self, patience: int | None, means: list[float]) -> None:
+        self.training: Any = SimpleNamespace(patience=patience)
+        # step, epoch, gallery, queries, R_ID@1, R@1, R@5, seconds
+        self.dev = [(10 * (n + 1), n, 0, 5.0, mean, mean, mean, 0.1) for n, mean in enumerate(means)]
+
+
+@pytest.mark.parametrize(
+    ("patience", "means", "stops"),
+    [
+        (2, [30.0, 40.0, 35.0], False),
+        (2, [30.0, 40.0, 35.0, 39.9], True),
+        (2, [30.0, 40.0, 40.0, 40.0], True),  # as good is not better
+        (2, [30.0, 40.0, 35.0, 41.0], False),
+        (1, [30.0], False),
+        (1, [], False),
+        (None, [30.0, 20.0, 10.0, 5.0], False),
+    ],
+)
+def test_patience_ends_after_as_many_measurements_without_a_better_one(
+    patience: int | None, means: list[float], stops: bool
+) -> None:
+    assert Judge(patience, means).exhausted() is stops

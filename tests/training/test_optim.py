@@ -44,3 +44,27 @@ def test_each_group_has_its_own_peak() -> None:
 def test_a_model_without_caam_has_one_group() -> None:
     optimizer = build_optimizer({"caam": [], "rest": [torch.nn.Parameter(torch.ones(1))]}, section())
     assert [g["name"] for g in optimizer.param_groups] == ["rest"]
+
+
+@pytest.mark.parametrize("total", [40, 200])
+def test_one_cycle_is_torchs_with_the_releases_settings(total: int) -> None:
+    """50 epochs with 1.5 of warm-up: div 100, and a first beta that goes 0.95 → 0.85 → 0.95."""
+    settings = section(schedule="onecycle", learning_rate=1e-5, caam_learning_rate=1e-5, warmup_fraction=0.03)
+    ours = build_optimizer({"rest": [torch.nn.Parameter(torch.ones(1))]}, settings)
+    theirs = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], betas=(0.9, 0.98))
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 1e-5, total_steps=total, pct_start=0.03, div_factor=100, final_div_factor=1e4
+    )
+    for step in range(total):
+        set_rates(ours.param_groups, step, total, settings)
+        mine, other = ours.param_groups[0], theirs.param_groups[0]
+        assert mine["lr"] == pytest.approx(other["lr"], rel=1e-9)
+        assert mine["betas"] == pytest.approx(other["betas"], rel=1e-9)
+        theirs.step()
+        cycle.step() if step + 1 < total else None
+    assert ours.param_groups[0]["lr"] == pytest.approx(1e-11)
+
+
+def test_one_cycle_leaves_no_room_for_another_first_beta() -> None:
+    with pytest.raises(ValueError, match="cycles the first of betas"):
+        section(schedule="onecycle", betas=(0.8, 0.98))
