@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -54,6 +55,9 @@ WHAT = {
     "loss": ("S3 goes away for longer than patience", "the next command looks for finished parts"),
     "disk": ("the disk is full", "files are written beside and renamed"),
 }
+
+_FOLDER = re.compile(r"(/\S*)?/oacir-drill-\w+/")
+"""Where a drill's files lie by chance."""
 
 
 @dataclass
@@ -228,7 +232,7 @@ def stopped(trial: StorageTrial, build: Build, why: str) -> None:
     build.log.seek(0)  # where the next start writes
     said = [line for line in text.splitlines() if line.startswith("oacir: error: ")]
     line = said[-1] if said else text[-300:]
-    trial.stopped_with = trial.stopped_with or line
+    trial.stopped_with = trial.stopped_with or _FOLDER.sub("", line)
     if code != 1 or len(said) != 1 or "Traceback" in text or not (why in line or "keeps failing at" in line):
         trial.failure = trial.failure or f"exit code {code}, {len(said)} lines of error: {line}"
 
