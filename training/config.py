@@ -186,6 +186,9 @@ class ScalingSection(Config):
     """CPU threads of torch in each worker."""
     use_gpu: bool = False
     """One GPU per worker."""
+    features_in: Literal["auto", "device", "pinned", "mapped"] = "auto"
+    """Where each worker keeps the frozen tokens: on its GPU, in pinned memory of the host, or mapped from disk; auto
+    takes the first of these that they fit in with room to spare, on a CPU mapped."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Worker losses after which training goes on by itself from the last complete checkpoint."""
 
@@ -219,6 +222,6 @@ class TrainRecipe(Config):
             del tree[place]
         for setting in ("checkpoint_every_steps", "checkpoints_kept"):
             del tree["training"][setting]
-        for setting in ("cpus_per_worker", "max_failures"):
+        for setting in ("cpus_per_worker", "max_failures", "features_in"):
             del tree["scaling"][setting]
         return recipe_hash(tree, dataset_hash, feature_key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from training.model.processing import AdaFocalProcessor
+    from training.placement import Place
 
 Dtype = Literal["bfloat16", "float32"]
 DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -141,6 +142,18 @@ class FeatureStore:
     def __len__(self) -> int:
         """Distinct images."""
         return int(self._starts[-1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tokens."""
+        return sum(shard.nbytes for shard in self._shards)
+
+    def placed(self, device: torch.device, place: Place) -> FeatureStore:
+        """This store with its tokens on the device, in pinned memory of the host, or as they are."""
+        if place == "mapped":
+            return self
+        shards = (shard.to(device) if place == "device" else shard.pin_memory() for shard in self._shards)
+        return replace(self, _shards=tuple(shards))
 
     def joined(self, views: FeatureStore) -> FeatureStore:
         """This store with the rows of a store of views behind its own, so that one number names any of them.

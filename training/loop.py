@@ -32,6 +32,7 @@ from training.job import BEST, TRAINED, Job
 from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
 from training.optim import build_optimizer, set_rates
+from training.placement import place
 from training.stores import joined
 from training.task import ContrastiveTask
 
@@ -70,6 +71,7 @@ def train_worker(job: Job) -> None:
     torch.set_num_threads(scaling.threads_per_worker)
     device = get_device()
     store = joined([FeatureStore.open(url, key) for url, key in job.stores])
+    store = place(store, device, scaling.features_in, ray.train.get_context().get_local_world_size())
     queries, sampler, galleries, weights = ray.get([job.queries, job.sampler, job.galleries, job.weights])
     model = new_model(config_of(job.config), with_tower=False)
     model.load_state_dict(weights)
