@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from training.stores import Contents
 
 PLACEHOLDER_TEXT = "image"
+RATED_IMAGES = 8
+"""Images that a dry run embeds to tell how long it would take."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Plan:
     row_bytes: int
     held: dict[str, Place]
     """Contents whose tokens another store of this root holds: copied, not computed."""
+    rate: float | None = None
+    """Images/s of one worker, from bytes to tokens, measured for a dry run; None where nothing has to be computed."""
 
     @property
     def distinct(self) -> int:
@@ -120,11 +125,19 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
             computed = (
                 f"{plan.forwards:,} forwards of the tower and {len(plan.held):,} copied from earlier stores"
             )
-        details = (
+        details: tuple[str, ...] = (
             f"{len(plan.wanted.images):,} {what}, {distinct:,} distinct contents = {computed}",
             f"{len(plan.shards):,} shards of up to {recipe.embed.images_per_shard:,} images,"
             f" {figures['bytes'] / 2**30:.2f} GiB ({recipe.embed.dtype})",
         )
+        if plan.rate is not None:
+            workers = recipe.embed.workers or machine_workers(recipe.scaling.use_gpu)
+            hours = plan.forwards / plan.rate / workers / 3600
+            figures |= {"images_per_s_of_a_worker": round(plan.rate, 3), "workers": workers, "hours": hours}
+            details += (
+                f"{plan.rate:,.1f} images/s in each of {workers} workers, as measured on this machine now:"
+                f" {duration(3600 * hours)}",
+            )
         return Outcome(f"dry run: would write features {name}/{plan.key}", None, figures, details)
     draft = start("features", name, plan.key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
@@ -150,14 +163,19 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
 class Embedder:
     """A worker with the tower in memory; one row in, one shard written."""
 
-    def __init__(self, recipe: TrainRecipe, tower_hash: str) -> None:
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        tower_hash: str,
+        made: tuple[AdaFocalModel, AdaFocalProcessor] | None = None,
+    ) -> None:
         import torch
 
         from infra.base.ray_session import has_gpu
         from training.features import DTYPES
 
         torch.set_num_threads(recipe.scaling.threads_per_worker)
-        self.model, self.processor = _tower(recipe)
+        self.model, self.processor = made or _tower(recipe)
         found = self.model.tower_state_hash()
         if found != tower_hash:
             raise OacirError(
@@ -193,10 +211,11 @@ class Embedder:
 
     def _shard(self, view: ReferenceView, entries: list[tuple[str, str]], held: list[str]) -> bytes:
         copied = iter(read([Place(*json.loads(place)) for place in held if place], self.row_bytes))
-        computed = iter(self._tokens(view, [e for e, place in zip(entries, held, strict=True) if not place]))
+        computed = iter(self.tokens(view, [e for e, place in zip(entries, held, strict=True) if not place]))
         return b"".join(next(copied if place else computed) for place in held)
 
-    def _tokens(self, view: ReferenceView, entries: list[tuple[str, str]]) -> list[bytes]:
+    def tokens(self, view: ReferenceView, entries: list[tuple[str, str]]) -> list[bytes]:
+        """The tokens of images (uri, content), as they are stored."""
         import torch
 
         parts: list[bytes] = []
@@ -271,7 +290,34 @@ def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
                 held=places(context.root, feature_key, contents, row_bytes),
             )
         )
-    return plans
+    if not context.dry_run:
+        return plans
+    embedder = Embedder(recipe, tower_hash, (model, processor))
+    return [replace(plan, rate=_rate(embedder, plan)) for plan in plans]
+
+
+def _rate(embedder: Embedder, plan: Plan) -> float | None:
+    """Images/s of one worker on some of the images, the first batch left out."""
+    missing = [
+        (uri, content)
+        for shard in plan.shards
+        for uri, content in zip(shard["uris"], shard["contents"], strict=True)
+        if content not in plan.held
+    ]
+    some = missing[: min(embedder.batch_size, RATED_IMAGES)]
+    if not some:
+        return None
+    embedder.tokens(plan.wanted.view, some[:1])
+    began = time.perf_counter()
+    embedder.tokens(plan.wanted.view, some)
+    return len(some) / (time.perf_counter() - began)
+
+
+def machine_workers(use_gpu: bool) -> int:
+    """Workers that a local session would have: one per GPU, or per CPU."""
+    import torch
+
+    return max(1, torch.cuda.device_count() if use_gpu else max(2, os.cpu_count() or 2))
 
 
 def _shards(wanted: Contents, size: int) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ def test_a_view_gets_a_store_of_its_own_beside_that_of_the_images(
     ours = recipe(benchmark, model={"modulation": "none", "reference_view": view})
     plan = embed(ours, context(benchmark, view, dry_run=True))
     assert (plan.figures["forwards"], plan.figures["views"]["forwards"]) == (24, 24)
-    assert [line.split(", ")[0] for line in plan.details[::2]] == ["24 images", f"24 references ({view})"]
+    assert [line.split(", ")[0] for line in plan.details[::3]] == ["24 images", f"24 references ({view})"]
     assert plan.message.count("would write features small/") == 2
     assert not Path(context(benchmark, view).root).exists()
 
@@ -145,6 +145,12 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(benchmark: Version
     config = preset("tiny")
     per_image = config.num_image_tokens * config.vision_config.hidden_size * 2  # bfloat16
     assert outcome.figures["bytes"] == 24 * per_image
+    rate, workers = outcome.figures["images_per_s_of_a_worker"], outcome.figures["workers"]
+    assert workers == 1
+    assert outcome.figures["hours"] == pytest.approx(24 / rate / 3600, rel=1e-3)
+    assert (
+        f"{rate:,.1f} images/s in each of 1 workers, as measured on this machine now: " in outcome.details[2]
+    )
     assert not Path(context(benchmark, "dry").root).exists()
 
 
