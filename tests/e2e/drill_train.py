@@ -204,7 +204,7 @@ def drill(
         if victim == "driver":
             run = Training(folder, out, options, planted)
             run.until(1)
-            resumed_at = min(resumed_at, (run.first or 1) - 1)
+            resumed_at = min(resumed_at, run.first or 0)  # the line may begin with the step it went on from
         redone = max(0, finished - resumed_at)
         result.kills.append(Kill(step, finished, resumed_at, redone, redone / finished))
     result.largest_share = max(kill.share for kill in result.kills)
