@@ -49,6 +49,7 @@ WORDS = {
     "bad_mask": "its mask is none of this image",
     "timeout": "not done in the time that a record has; not opened here either",
     "box_outside": "the box lies outside the image; the image is kept without it",
+    "variant_unclear": "shows no variant of its group's object clearly",
     "class_centric": "looks like too many others of its instance",
     "too_few_images": "too few images that can be read",
     "near_duplicate_across_splits": "nearly repeats an image of another split",
