@@ -6,7 +6,7 @@ import datetime
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from infra.base import storage
@@ -16,6 +16,8 @@ from infra.base.versions import MANIFEST, MARKER, Kind, Manifest, open_version
 KINDS: tuple[Kind, ...] = get_args(Kind)
 State = Literal["finished", "unfinished", "damaged"]
 READERS = 16
+WORKED_ON_DAYS = 1 / 24
+"""An unfinished version that changed within this time is being worked on, however young garbage may be."""
 MAIN_TABLES = ("quadruples", "listing", "index", "rankings", "history")
 """The table whose rows stand for a version: the first of these that it holds."""
 
@@ -34,6 +36,8 @@ class Entry:
     """What makes it; of an unfinished one as its marker says it."""
     problem: str = ""
     """Why the manifest cannot be read."""
+    begun_from: Mapping[str, str] = field(default_factory=dict)
+    """Role → content hash of what an unfinished one is being made from."""
 
     @property
     def state(self) -> State:
@@ -107,7 +111,7 @@ def _entry(base: str, kind: Kind, name: str, key: str) -> Entry | None:
     if not storage.exists(storage.join(url, MARKER)):
         return None
     begun = json.loads(storage.read_bytes(storage.join(url, MARKER)))
-    return Entry(kind, name, key, url, None, begun.get("recipe", {}))
+    return Entry(kind, name, key, url, None, begun.get("recipe", {}), begun_from=begun.get("parents", {}))
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,11 @@ def garbage(
 ) -> list[Garbage]:
     """What nothing needs, of some kinds and older than an age.
 
-    - An unfinished version is needed while it may still be worked on: until nothing in it changed for that long.
-    - A finished one is needed if a manifest of any kind names it as a parent, if a recipe (also of an unfinished
-      version) says its name/key or a path or URL that goes through it, or if it is the newest of its name.
+    - An unfinished version is needed while it may still be worked on: until nothing in it changed for that long, and
+      for an hour at least.
+    - A finished one is needed if a manifest of any kind, or the marker of an unfinished version, names it as a parent,
+      if a recipe (also of an unfinished version) says its name/key or a path or URL that goes through it, or if it is
+      the newest of its name.
     - A damaged one is left alone: a person has to look.
 
     Args:
@@ -136,7 +142,8 @@ def garbage(
         older_than_days: of what may go.
         now: the time.
     """
-    parents = {value for e in everything if e.manifest for value in e.manifest.parents.values()}
+    named = (e.manifest.parents if e.manifest else e.begun_from for e in everything)
+    parents = {value for of in named for value in of.values()}
     said = "\n".join(f"/{text}/" for e in everything for text in strings(e.recipe))
     newest: dict[tuple[Kind, str], str] = {}
     for entry in everything:
@@ -148,7 +155,8 @@ def garbage(
         if entry.kind not in kinds or entry.state == "damaged":
             continue
         age = entry.age_days(now)
-        if age is None or age <= older_than_days:
+        least = older_than_days if entry.manifest else max(older_than_days, WORKED_ON_DAYS)
+        if age is None or age <= least:
             continue
         if entry.manifest is None:
             why = f"unfinished, untouched for {age:.1f} days"
@@ -160,6 +168,8 @@ def garbage(
             continue
         else:
             why = f"nothing refers to it, a newer {entry.name} exists, {age:.1f} days old"
+            if any(table_name(file.path) == "files" for file in entry.manifest.files):
+                why += "; it holds images, also of versions that --out put elsewhere"
         files = list(storage.list_files(entry.url))
         found.append(Garbage(entry, why, sum(max(0, f.size_bytes) for f in files), len(files)))
     return found

@@ -133,6 +133,13 @@ class Draft:
         """The URL of something inside."""
         return storage.join(self.url, *parts)
 
+    def uses(self, parents: Mapping[str, str]) -> None:
+        """Say what it is being made from (role → content hash), so that `data gc` leaves that alone meanwhile."""
+        place = self.path(MARKER)
+        begun = json.loads(storage.read_bytes(place))
+        if begun.get("parents", {}) != parents:
+            storage.write_bytes(place, json.dumps(begun | {"parents": dict(parents)}).encode())
+
     def commit(
         self,
         *,

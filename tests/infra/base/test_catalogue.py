@@ -120,6 +120,27 @@ def test_a_half_finished_version_goes_only_when_nothing_in_it_changed(tmp_path: 
     assert gone(tmp_path) == {}
 
 
+def test_a_version_that_is_worked_on_stays_whatever_the_age(tmp_path: Path) -> None:
+    draft = begin(tmp_path, "datasets", "toy", "half")
+    (marker,) = Path(draft.url).iterdir()
+    for minutes, stays in ((59, True), (61, False)):
+        moment = (NOW - datetime.timedelta(minutes=minutes)).timestamp()
+        os.utime(marker, (moment, moment))
+        assert (gone(tmp_path, days=0.0) == {}) is stays
+
+
+def test_what_an_unfinished_version_is_made_from_stays(tmp_path: Path) -> None:
+    make(tmp_path, "datasets", "packs", "old", day=1)
+    make(tmp_path, "datasets", "packs", "new", day=2)
+    draft = begin(tmp_path, "datasets", "toy", "half")
+    assert set(gone(tmp_path)) == {"old", "half"}
+    draft.uses({"packs": "old"})
+    assert set(gone(tmp_path)) == {"half"}
+    assert (
+        begin(tmp_path, "datasets", "toy", "half").url == draft.url
+    )  # its marker says as before whose it is
+
+
 def test_a_damaged_version_is_left_to_a_person(tmp_path: Path) -> None:
     make(tmp_path, "datasets", "toy", "new", day=5)
     damaged = make(tmp_path, "datasets", "toy", "old", day=1)
