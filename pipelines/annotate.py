@@ -18,6 +18,7 @@ from pipelines.config import SplitOptions, Thresholds
 from pipelines.earlier import Earlier
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
+from pipelines.variants import group_of
 from pipelines.watch import Watch, alone_or_together
 
 PAIRS_AT_ONCE = 32
@@ -243,7 +244,7 @@ class AnnotateStage(Stage):
         """The rules that every text keeps, whoever wrote it."""
         if isinstance(answer, Rejection):
             return answer
-        name = pair.instance_id.rsplit("/", 1)[-1]
+        name = group_of(pair.instance_id, pair.reference["variant"]).rsplit("/", 1)[-1]
         limit = self.thresholds.of(pair.domain).max_words
         return check_text(answer.text, max_words=limit, banned=[name]) or answer
 
@@ -253,7 +254,9 @@ class AnnotateStage(Stage):
         images = tables["_work/images/filtered"].select(["image_id", "width", "height", "sha256"])
         for row in images.to_pylist():
             known[row["image_id"]] = row
-        objects = tables["instances"].select(["image_id", "box", "category", "mask_uri", "mask_sha256"])
+        objects = tables["instances"].select(
+            ["image_id", "box", "category", "mask_uri", "mask_sha256", "variant"]
+        )
         for table in (contexts, objects, tables["measures"]):
             for row in table.to_pylist():
                 if row["image_id"] in known:

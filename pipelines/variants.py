@@ -55,6 +55,14 @@ class VariantOptions(Config):
     def _is_complete(self) -> VariantOptions:
         if self.by == "labels" and len(set(self.labels)) < 2:
             raise ValueError(f"by labels needs at least two different labels, got {list(self.labels)}")
+        if unfit := [label for label in self.labels if not label.strip() or set(label) & set("/~")]:
+            raise ValueError(
+                f"labels {unfit} cannot end the name of an instance; allowed are texts without / and ~"
+            )
+        if len({variant_id("", label) for label in self.labels}) < len(self.labels):
+            raise ValueError(
+                f"two of the labels {list(self.labels)} end the name of an instance alike (a space is a hyphen there)"
+            )
         if self.by == "labels" and "{label}" not in self.prompt:
             raise ValueError(
                 f"prompt {self.prompt!r} does not say {{label}}; for instance 'a {{label}} {{category}}'"
@@ -179,3 +187,8 @@ def clusters(vectors: Vectors, image_ids: Sequence[str], min_cosine: float) -> l
 def variant_id(instance_id: str, variant: str) -> str:
     """The instance that a variant of a group is."""
     return f"{instance_id}~{variant.replace(' ', '-')}"
+
+
+def group_of(instance_id: str, variant: str | None) -> str:
+    """The group that an instance is a variant of; itself where it is none."""
+    return instance_id if variant is None else instance_id.removesuffix(variant_id("", variant))

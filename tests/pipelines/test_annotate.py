@@ -238,7 +238,10 @@ def test_rules_hold_whoever_wrote_the_text() -> None:
     assert {"text_too_long"} <= set(result.tables["rejects/annotate"]["reason"].to_pylist())
 
 
-def test_a_text_that_names_the_instance_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("instance_id", "variant"), [("d/red_kettle2", None), ("d/red_kettle2~light-blue", "light blue")]
+)
+def test_a_text_that_names_the_instance_is_refused(instance_id: str, variant: str | None) -> None:
     class Namer:
         name = "namer"
 
@@ -250,15 +253,15 @@ def test_a_text_that_names_the_instance_is_refused() -> None:
 
     stage = AnnotateStage("plain", THRESHOLDS, seed=0)
     stage.common = {
-        "splits": pa.table({"instance_id": ["d/red_kettle2"], "split": ["train"]}),
+        "splits": pa.table({"instance_id": [instance_id], "split": ["train"]}),
         "near_duplicates": NONE_NEAR,
     }
     stage.setup()
     stage._writer = Namer()
-    pairs = {"pair_id": ["d/1"], "domain": ["d"], "instance_id": ["d/red_kettle2"], "reference_id": ["a"]}
+    pairs = {"pair_id": ["d/1"], "domain": ["d"], "instance_id": [instance_id], "reference_id": ["a"]}
     known = {"image_id": ["a", "b"], "width": [9, 9], "height": [9, 9], "sha256": ["a", "b"]}
     more = {"image_id": ["a", "b"], "box": [None, None], "category": ["c", "c"]}
-    more |= {"mask_uri": [None, None], "mask_sha256": [None, None]}
+    more |= {"mask_uri": [None, None], "mask_sha256": [None, None], "variant": [variant] * 2}
     tables = {
         "listing": pa.table({"image_id": ["a", "b"], "context_json": ["", ""]}),
         "_work/images/filtered": pa.table(known),

@@ -10,7 +10,17 @@ from PIL import Image, ImageDraw
 
 from infra.base.errors import OacirError
 from pipelines.descriptors import OfflineDescriber, Vectors
-from pipelines.variants import CROP_SIDE_PX, Look, Namer, VariantOptions, clusters, crop, looks, variant_id
+from pipelines.variants import (
+    CROP_SIDE_PX,
+    Look,
+    Namer,
+    VariantOptions,
+    clusters,
+    crop,
+    group_of,
+    looks,
+    variant_id,
+)
 
 RED, BLUE, GREY = (200, 20, 20), (20, 30, 200), (128, 128, 128)
 
@@ -115,6 +125,10 @@ def test_options_that_cannot_work_are_refused() -> None:
         VariantOptions(by="labels", labels=("red", "red"))
     with pytest.raises(ValueError, match=r"does not say \{label\}"):
         VariantOptions(by="labels", labels=("red", "blue"), prompt="a car")
+    with pytest.raises(ValueError, match="end the name of an instance alike"):
+        VariantOptions(by="labels", labels=("light blue", "light-blue", "red"))
+    with pytest.raises(ValueError, match=r"labels \['black/white'\] cannot end the name of an instance"):
+        VariantOptions(by="labels", labels=("red", "black/white"))
     assert VariantOptions(by="colour", domains=("car",)).split("car")
     assert not VariantOptions(by="colour", domains=("car",)).split("shoes")
     assert not VariantOptions().split("car")
@@ -122,6 +136,8 @@ def test_options_that_cannot_work_are_refused() -> None:
 
 def test_a_name_says_group_and_variant() -> None:
     assert variant_id("car/x5", "light blue") == "car/x5~light-blue"
+    assert group_of("car/x5~light-blue", "light blue") == "car/x5"
+    assert group_of("car/x~5", None) == "car/x~5"
     assert Namer(VariantOptions(by="colour"), OfflineDescriber()).names(
         "car", ["a"], [Look(colour="red")]
     ) == ["red"]
