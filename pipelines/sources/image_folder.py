@@ -164,6 +164,8 @@ class ImageFolder:
         return scan
 
     def _found_domains(self) -> set[str]:
+        if not storage.is_s3(self.root) and not storage.exists(self.root):
+            raise OacirError(f"source.root {self.root}: no such folder; the layout is {LAYOUT}")
         there = [n for n in storage.list_folders(self.root) if n != MASKS and not n.startswith(".")]
         missing = sorted(set(self.domains or ()) - set(there))
         if missing or not there:

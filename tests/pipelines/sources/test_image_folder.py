@@ -283,7 +283,12 @@ def test_rows_of_missing_images_are_counted(tmp_path: Path, caplog: pytest.LogCa
     ]
 
 
-@pytest.mark.parametrize("make", [lambda p: None, lambda p: p.mkdir(), lambda p: write(str(p / "1.jpg"))])
+def test_a_folder_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(OacirError, match=r"photos: no such folder; the layout is <root>/<domain>"):
+        ids(source(tmp_path / "photos"))
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: write(str(p / "1.jpg"))])
 def test_a_folder_without_domains_says_what_the_layout_is(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "photos")
     with pytest.raises(
