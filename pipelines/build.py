@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from infra.base import versions
 from infra.base.command import Context, Outcome
 from infra.base.config import Config
+from infra.base.errors import OacirError
 from pipelines.annotate import AnnotateStage
-from pipelines.collect import CollectStage, Listed, write_listing
+from pipelines.collect import CollectStage, Listed, no_image, write_listing
 from pipelines.config import BuildRecipe
 from pipelines.descriptors import OfflineDescriber
 from pipelines.earlier import Earlier, open_earlier
@@ -101,7 +102,9 @@ def _make(
     # made here, so that the listing's seconds are its own
     if isinstance(source, WorldSource | HuggingFace) and (made := source.version):
         parents[source.name] = made.manifest.content_hash
+    draft.uses(parents)
     listed = write_listing(source, draft.url, recipe.images_per_part)
+    _check_domains(recipe, listed.counts)
     parts, workers, seed = listed.parts, recipe.workers, recipe.seed
     records = run_stages(
         [
@@ -145,6 +148,22 @@ def _make(
         accounts={"listing": listed.accounts(), "split": [dealt.account]},
         figures=figures,
     )
+
+
+def _check_domains(recipe: BuildRecipe, there: Collection[str]) -> None:
+    """Refuse options for domains that the source does not have: they would do nothing, and nobody would see it.
+
+    Thresholds may name any: a recipe's serve several collections.
+    """
+    named: dict[str, Iterable[str]] = {
+        "variants.domains": recipe.variants.domains or (),
+        "gallery.domains": recipe.gallery.domains,
+    }
+    for key, domains in named.items():
+        if unknown := sorted(set(domains) - set(there)):
+            raise OacirError(
+                f"{key} names {', '.join(unknown)}; the source's domains are {', '.join(sorted(there))}"
+            )
 
 
 def _write_distractors(recipe: BuildRecipe, draft: versions.Draft, parts: int) -> dict[str, dict[str, int]]:
@@ -221,6 +240,9 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
         for table in source.listing():
             images.update(table["domain"].to_pylist())
             size_bytes += sum(table["size_bytes"].to_pylist())
+        if not images:
+            raise no_image(source, Counter(row["reason"] for row in source.rejects()))
+        _check_domains(recipe, images)
     total = sum(images.values())
     parts = -(-total // recipe.images_per_part)
     size = f" ({size_bytes / 1e6:,.1f} MB)" if size_bytes else ""

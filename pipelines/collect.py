@@ -93,8 +93,7 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
     refused = list(_tables(source.rejects()))
     rejects = pa.concat_tables(refused)
     if not parts:
-        why = f"; refused: {dict(Counter(rejects['reason'].to_pylist()))}" if len(rejects) else ""
-        raise OacirError(f"source {source.name}: it holds no image{why}; check source.root")
+        raise no_image(source, Counter(rejects["reason"].to_pylist()))
     files.append(write_part(version_url, part_path("rejects/listing", 0), rejects))
     listed = Listed(
         parts=parts,
@@ -112,6 +111,12 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
     )
     storage.write_bytes(place, listed.model_dump_json().encode())
     return listed
+
+
+def no_image(source: Source, refused: Mapping[str, int]) -> OacirError:
+    """The error of a source that lists nothing, with what it refused and why."""
+    why = f"; refused: {dict(refused)}" if refused else ""
+    return OacirError(f"source {source.name}: it holds no image{why}; check source.root")
 
 
 def _tables(rejects: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
@@ -212,6 +217,8 @@ class _Sheet:
         self.owner = ""
         self.seen: dict[str, str] = {}
         self.found: Counter[tuple[str, str]] = Counter()
+        self.unclear: set[str] = set()
+        """Groups of which an image shows no variant."""
         self.counts: dict[str, Counter[str]] = {}
         self.boxes = 0
 
@@ -367,6 +374,7 @@ class _Sheet:
                 unclear = ImageRejected("variant_unclear", f"of {source}, by {self.variants.by}")
                 self._refuse(images[i], unclear)
                 self.found[domain, source] -= 1
+                self.unclear.add(source)
             else:
                 found.setdefault(variant, []).append(i)
                 instances[i] |= {"instance_id": variant_id(source, variant), "variant": variant}
@@ -381,7 +389,8 @@ class _Sheet:
         refused = Counter(r["reason"] for r in self.rows["rejects"] if r["entity"] == "images")
         outside = len(self.rows["rejects"]) - sum(refused.values())
         for instance in empty:
-            self._reject("instances", instance, "too_few_images", "no readable image")
+            why = "no image shows a variant clearly" if instance in self.unclear else "no readable image"
+            self._reject("instances", instance, "too_few_images", why)
         kept = len(self.rows["images"])
         accounts = (
             Account(

@@ -146,6 +146,7 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
             draft.url,
             draft.finished.figures,
         )
+    draft.uses({"dataset": plan.dataset.manifest.content_hash})
     done = _finished_shards(draft, plan)
     missing = [shard for shard in plan.shards if shard["shard"] not in done]
     if missing:

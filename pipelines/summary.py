@@ -71,6 +71,8 @@ def domain_figures(
     masks = {kind: counts.get(f"masks {kind}", 0) for kind in ("kept", "empty")}
     if any(masks.values()):
         figures["masks"] = masks
+    if variants := counts.get("variants", 0):
+        figures["variants"] = variants
     if not queries["test"]:
         figures["why_no_query"] = _why(thresholds, counts, largest, instances, total)
     return figures
@@ -84,7 +86,8 @@ def _why(
     queries: int,
 ) -> str:
     if not largest:
-        return "no image could be read"
+        unclear = counts.get("images variant_unclear", 0)
+        return f"none of {unclear:,} images shows a variant clearly" if unclear else "no image could be read"
     if largest < thresholds.tau_valid:
         return f"no instance has τ_valid = {thresholds.tau_valid} readable images (the largest has {largest})"
     if not counts.get("pairs"):
@@ -144,6 +147,8 @@ def details_of(manifest: Manifest) -> Iterator[str]:
         things = " + ".join(f"{f['instances'][s]:,} {s}" for s in (*QUERY_SPLITS, "reserve"))
         words = f", {f['mean_words']:.1f} words a text" if f["mean_words"] else ""
         yield f"{domain}: {f['images_listed']:,} images, instances {things}, queries {queries}{words}"
+        if "variants" in f:
+            yield f"{domain}: its groups were split into {f['variants']:,} variants, each an instance"
         if f.get("masks", {}).get("empty"):
             yield f"{domain}: {f['masks']['empty']:,} masks are empty and were left out"
         if "why_no_query" in f:

@@ -260,6 +260,16 @@ def test_a_dry_run_states_the_plan_and_writes_nothing(photos: Path, tmp_path: Pa
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_source_without_an_image_is_refused_also_by_a_dry_run(tmp_path: Path, dry_run: bool) -> None:
+    (tmp_path / "photos/cups/a").mkdir(parents=True)
+    (tmp_path / "photos/cups/a/notes.txt").touch()
+    with pytest.raises(
+        OacirError, match=r"holds no image; refused: \{'unsupported_format': 1\}; check source"
+    ):
+        build(recipe(tmp_path / "photos"), Context(root=str(tmp_path / "root"), dry_run=dry_run))
+
+
 @pytest.mark.ray
 def test_a_domain_without_queries_says_why(photo_folder: Any, tmp_path: Path, ray_session: None) -> None:
     root = photo_folder(domains=("boxless", "copies", "single", "small", "toys"), instances=3, images=5)

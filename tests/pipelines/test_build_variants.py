@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,6 @@ def test_a_photo_that_shows_no_variant_is_rejected_and_counted(by_colour: Versio
 def test_an_update_takes_over_what_it_knows_of_the_variants(
     by_colour: Version, photos: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     more = tmp_path / "cars"
     shutil.copytree(photos, more)
     car(more, "model-1/red-9.jpg", COLOURS["red"], 99)
@@ -138,7 +137,26 @@ def test_clusters_split_without_names(ray_session: None, photos: Path, tmp_path:
 
 
 def test_other_domains_keep_their_groups(ray_session: None, photos: Path, tmp_path: Path) -> None:
-    version = made(photos, tmp_path, variants={"by": "colour", "domains": ["shoe"]})
-    rows = version.table("instances").to_pylist()
+    both = tmp_path / "photos"
+    shutil.copytree(photos, both)
+    shutil.copytree(photos / "car" / "model-1", both / "shoe" / "model-1")
+    version = made(both, tmp_path, variants={"by": "colour", "domains": ["shoe"]})
+    rows = [row for row in version.table("instances").to_pylist() if row["image_id"].startswith("car/")]
     assert len({row["instance_id"] for row in rows}) == 4
     assert {row["variant"] for row in rows} == {None}
+    assert version.manifest.figures["domains"]["shoe"]["variants"] == 2
+    assert "variants" not in version.manifest.figures["domains"]["car"]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [("variants", {"by": "colour", "domains": ["cars"]}), ("gallery", {"domains": {"cars": 9}})],
+)
+def test_a_domain_that_the_source_lacks_is_refused_before_a_photo_is_opened(
+    photos: Path, tmp_path: Path, section: str, value: dict[str, Any], dry_run: bool
+) -> None:
+    tree = {"source": {"kind": "image_folder", "root": str(photos)}, "thresholds": {"default": LOOSE}}
+    chosen = BuildRecipe.model_validate(tree | {section: value})
+    with pytest.raises(OacirError, match=rf"{section}\.domains names cars; the source's domains are car$"):
+        build(chosen, Context(root=str(tmp_path), dry_run=dry_run))

@@ -29,6 +29,7 @@ def test_figures_of_a_domain_with_queries() -> None:
     ("counts", "largest", "instances", "why"),
     [
         ({}, 0, {}, "no image could be read"),
+        ({"images variant_unclear": 7}, 0, {}, "none of 7 images shows a variant clearly"),
         ({}, 5, {}, "no instance has τ_valid = 8 readable images (the largest has 5)"),
         (
             {"class-centric images": 30, "pairs too similar": 4},
