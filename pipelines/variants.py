@@ -67,6 +67,12 @@ class VariantOptions(Config):
             raise ValueError(
                 f"prompt {self.prompt!r} does not say {{label}}; for instance 'a {{label}} {{category}}'"
             )
+        try:
+            self.prompt.format(label="", category="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"prompt {self.prompt!r} cannot be filled in; in braces it may say label and category"
+            ) from error
         return self
 
     def split(self, domain: str) -> bool:

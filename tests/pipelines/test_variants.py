@@ -125,6 +125,8 @@ def test_options_that_cannot_work_are_refused() -> None:
         VariantOptions(by="labels", labels=("red", "red"))
     with pytest.raises(ValueError, match=r"does not say \{label\}"):
         VariantOptions(by="labels", labels=("red", "blue"), prompt="a car")
+    with pytest.raises(ValueError, match=r"{colour} {label}. cannot be filled in"):
+        VariantOptions(by="labels", labels=("red", "blue"), prompt="a {colour} {label}")
     with pytest.raises(ValueError, match="end the name of an instance alike"):
         VariantOptions(by="labels", labels=("light blue", "light-blue", "red"))
     with pytest.raises(ValueError, match=r"labels \['black/white'\] cannot end the name of an instance"):
