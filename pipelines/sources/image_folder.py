@@ -109,6 +109,7 @@ class ImageFolder:
 
         scan, said = self._scan, self._said()
         self._tell_lost_masks(said)
+        self._tell_flat(said)
         places = _sorted_places(scan.images, said)
         for start in range(0, len(places), ROWS_PER_TABLE):
             some = places.slice(start, ROWS_PER_TABLE)
@@ -212,6 +213,21 @@ class ImageFolder:
                 log.warning(
                     "%s: %d masks belong to no image, the first: %s", self.root, len(lost), _as_text(lost[0])
                 )
+
+    def _tell_flat(self, said: _Said) -> None:
+        """Most images directly in a domain: as a rule the level of the domains is missing."""
+        import pyarrow.compute as pc
+
+        paths = self._scan.images["path"]
+        alone = pc.sum(pc.equal(pc.count_substring(paths, "/"), 1)).as_py() or 0
+        if 2 * alone > len(paths) and "identity" not in said.texts:
+            log.warning(
+                "%s: %d of %d images lie directly in a domain, so each is an instance of its own; the layout is %s",
+                self.root,
+                alone,
+                len(paths),
+                LAYOUT,
+            )
 
     def _said(self) -> _Said:
         """What the CSVs at the root say, read anew each time: the listing is read once."""

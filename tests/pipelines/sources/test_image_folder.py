@@ -283,6 +283,20 @@ def test_rows_of_missing_images_are_counted(tmp_path: Path, caplog: pytest.LogCa
     ]
 
 
+def test_photos_without_a_folder_for_their_domain_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("mug/1.jpg", "mug/2.jpg", "cup/1.jpg", "toys/a/1.jpg", "toys/a/2.jpg"):
+        write(str(tmp_path / name))
+    with caplog.at_level(logging.WARNING):
+        rows(source(tmp_path))
+        assert "3 of 5 images lie directly in a domain" in caplog.text
+        caplog.clear()
+        write(str(tmp_path / "toys/a/3.jpg"))
+        rows(source(tmp_path))
+    assert caplog.text == ""
+
+
 def test_a_folder_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
     with pytest.raises(OacirError, match=r"photos: no such folder; the layout is <root>/<domain>"):
         ids(source(tmp_path / "photos"))
