@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Vector = NDArray[np.float32]
 NOT_YET = np.zeros(0, np.float32)
 """In the place of an image's vector until its batch is described."""
-LISTED = f"{WORK}/listed.json"
+LISTED, LAYOUT = f"{WORK}/listed.json", f"{WORK}/layout.json"
 IMAGES_AT_ONCE = 32
 READ_AHEAD = 8
 REJECTS_AT_ONCE = 4096
@@ -67,7 +68,8 @@ class Listed(Config):
 def write_listing(source: Source, version_url: str, images_per_part: int) -> Listed:
     """Write the source's listing into a version in parts of whole instances, once.
 
-    A listing that is already there is taken with the parts it has, whatever `images_per_part` says now.
+    A listing that is there, or that another build has begun, is taken with the parts it has, whatever `images_per_part`
+    says now: two builds of one version at a time write the same files.
 
     Args:
         source: what to list.
@@ -80,10 +82,14 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
     place = storage.join(version_url, LISTED)
     if storage.exists(place):
         return Listed.model_validate_json(storage.read_bytes(place))
+    layout = storage.join(version_url, LAYOUT)
+    if not storage.exists(layout):
+        storage.write_new(layout, json.dumps({"images_per_part": images_per_part}).encode())
+    per_part = int(json.loads(storage.read_bytes(layout))["images_per_part"])
     began = time.monotonic()
     files, hashes, counts = [], [], Counter[str]()
     size_bytes = instances = 0
-    for part, table in enumerate(_cut(source, images_per_part)):
+    for part, table in enumerate(_cut(source, per_part)):
         files.append(write_part(version_url, part_path("listing", part), table))
         hashes.append(table_hash(table, "listing"))
         counts.update(table["domain"].to_pylist())

@@ -76,6 +76,16 @@ def test_listing_is_written_once_and_keeps_its_parts(tmp_path: Path) -> None:
     assert (first.parts, write_listing(source, str(tmp_path), 100)) == (3, first)
 
 
+def test_a_listing_that_was_begun_keeps_its_cut(tmp_path: Path) -> None:
+    source = Rows(keys({"a": 3, "b": 3, "c": 3}))
+    first = write_listing(source, str(tmp_path), 3)
+    (
+        tmp_path / "_work/listed.json"
+    ).unlink()  # as where a build was killed, or another one lists at this moment
+    again = write_listing(source, str(tmp_path), 100)
+    assert (again.parts, again.files) == (3, first.files)
+
+
 def test_listing_hash_does_not_depend_on_the_parts(tmp_path: Path) -> None:
     source = Rows(keys({"a": 3, "b": 3, "c": 3}))
     few, many = (write_listing(source, str(tmp_path / str(n)), n) for n in (100, 1))
