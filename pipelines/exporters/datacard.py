@@ -75,7 +75,7 @@ def data_card(
         "",
         "## Licences of the images",
         "",
-        "Every row names the licence and the attribution of its image, as its source stated them.",
+        "Every row with an image names its licence and attribution, as its source stated them.",
         "",
         "| licence | images |",
         "|---|---|",

@@ -9,7 +9,7 @@ What an instance is. Garments with the same style above 0 in photos of the same 
 belongs to no article (README, and evaluation/evaluation.md). Numbers of the two sets are independent, and where
 annotators gave one style number to garments of two categories they cannot be one thing. So an instance is (set,
 pair_id, category_id, style > 0), `fashion/train-000123-01-2`; the category is `category_name`, the box the
-annotation's. The paper splits such groups further by colour; that is a later stage's matter.
+annotation's. Articles in several colours are for `variants` of the recipe to split.
 
 A photo shows several articles, but the tables that follow have one row for an image: in a gallery the same pixels
 under two names would be two candidates of equal score, of which one counts as wrong. So each photo goes to one of its
