@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from infra.base import storage, versions
 from infra.base.errors import OacirError
 from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
+from pipelines.descriptors import OfflineDescriber
 from pipelines.images import ImageRejected
 from pipelines.stages import part_path, read_parts
 from pipelines.variants import Look
@@ -73,26 +74,31 @@ class Earlier:
         """The known ones among the listed images; those with a mask are not, whose own change no listing states."""
         parts = self._overlapping(listing)
         columns = ["image_id", *SAME_IN_LISTING]
-        before = {r["image_id"]: r for r in self._rows("listing", parts, columns, listing["image_id"])}
+        rows = self._rows("listing", parts, [*columns, "category"], listing["image_id"])
+        categories = {row["image_id"]: row.pop("category") for row in rows}
+        before = {row["image_id"]: row for row in rows}
         same = {
             row["image_id"]
             for row in listing.select(columns).to_pylist()
             if row["mask_uri"] is None and before.get(row["image_id"]) == row
         }
+        said = dict(zip(listing["image_id"].to_pylist(), listing["category"].to_pylist(), strict=True))
         names = pa.array(sorted(same), pa.string())
         refusals: dict[str, ImageRejected] = {}
         outside: dict[str, str] = {}
         for row in self._rows("rejects/collect", parts, None, names, "key"):
             if row["entity"] == "boxes":
                 outside[row["key"]] = row["detail"]
+            elif row["reason"] == "variant_unclear" and categories[row["key"]] != said[row["key"]]:
+                continue  # what the labels are asked for names the category
             elif row["entity"] == "images" and row["reason"] not in TRIED_AGAIN:
                 refusals[row["key"]] = ImageRejected(row["reason"], row["detail"])
         found = {
             name: KnownImage(refusal, {}, None, None, {}, 0, np.zeros(0, np.float32))
             for name, refusal in refusals.items()
         }
-        rows = [self._by_id(t, parts, names) for t in (COLLECTED, "instances", "measures", "descriptors")]
-        images, instances, measures, descriptors = rows
+        tables = [self._by_id(t, parts, names) for t in (COLLECTED, "instances", "measures", "descriptors")]
+        images, instances, measures, descriptors = tables
         for name, image in images.items():
             described = descriptors[name]
             found[name] = KnownImage(
@@ -203,6 +209,12 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
                 f"{version.url}: was built with another {', '.join(changed)}, so what it knows of its images does not"
                 " hold; build without update"
             )
+    described = version.manifest.figures.get("descriptor")
+    if recipe.encoder.model is None and described != OfflineDescriber.name:
+        raise OacirError(
+            f"{version.url}: its images are described by {described}, today's descriptor is {OfflineDescriber.name};"
+            " build without update"
+        )
     parts = len(version.table_files("listing"))
     if not all(
         storage.exists(version.path(part_path(COLLECTED, p))) for p in {0, parts - 1}

@@ -187,6 +187,30 @@ def test_verdicts_on_the_bytes_are_taken_over_but_not_those_of_a_bad_moment(
 
 
 @pytest.mark.ray
+def test_an_unclear_variant_is_looked_at_again_under_another_category(
+    photos: Path, first: Version, tmp_path: Path
+) -> None:
+    place = tmp_path / "version"
+    shutil.copytree(first.url, place)
+    (number, listing) = next(
+        (n, table)
+        for n in range(len(first.table_files("listing")))
+        if "cups/thing-03/broken.jpg"
+        in (table := storage.read_table(first.path(part_path("listing", n))))["image_id"].to_pylist()
+    )
+    rejects = part_path("rejects/collect", number)
+    old = storage.read_table(first.path(rejects))
+    unclear = [r | {"reason": "variant_unclear"} for r in old.to_pylist()]
+    storage.write_table(str(place / rejects), pa.Table.from_pylist(unclear, old.schema))
+    earlier = open_earlier("nowhere", str(place), recipe(photos))
+    assert "cups/thing-03/broken.jpg" in earlier.images(listing)
+    renamed = [row | {"category": "mug"} for row in listing.to_pylist()]
+    found = earlier.images(pa.Table.from_pylist(renamed, listing.schema))
+    assert "cups/thing-03/broken.jpg" not in found
+    assert "cups/thing-03/0.jpg" in found
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("known", [True, False])
 def test_known_pairs_are_not_given_to_the_annotator(photos: Path, first: Version, known: bool) -> None:
     asked: list[str] = []
@@ -252,6 +276,11 @@ def test_what_was_measured_in_another_way_is_not_taken_over(
         return str(error.value)
 
     assert "limits.min_side_px (16, now 20)" in refused(first.url, limits={"min_side_px": 20})
+    other = tmp_path / "other"
+    shutil.copytree(first.url, other)
+    manifest = (other / "manifest.json").read_text()
+    (other / "manifest.json").write_text(manifest.replace("offline-hog-colour-1", "offline-hog-colour-0"))
+    assert "described by offline-hog-colour-0, today's descriptor is" in refused(str(other))
     gone = tmp_path / "gone"
     shutil.copytree(first.url, gone)
     shutil.rmtree(gone / "_work")
