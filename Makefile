@@ -44,6 +44,7 @@ bench: .venv  ## speed and memory, results into benchmarks/results/
 	$(BIN)/python -m benchmarks.volume
 
 drills: .venv  ## kill -9, lost nodes, hanging photos, failing storage at seeded random moments, results into benchmarks/results/
+	$(BIN)/pytest -m drill tests/e2e
 	$(BIN)/python tests/e2e/drill_build.py --trials 10 --seed 0 --instances 16 --json benchmarks/results/drill_build.json
 	$(BIN)/python tests/e2e/drill_build.py --update --trials 10 --seed 0 --json benchmarks/results/drill_build_update.json
 	$(BIN)/python tests/e2e/drill_worker.py --trials 10 --seed 0 --json benchmarks/results/drill_worker.json

@@ -51,6 +51,7 @@ def test_a_build_comes_through(made: Scene, kind: str) -> None:
         )  # of the parts that were under way, which is no small share of so small a build
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("kind", WHAT)
 def test_without_recovery_the_drill_fails(made: Scene, kind: str) -> None:
     trial = drilled(made, kind, without=True)

@@ -46,6 +46,7 @@ def test_a_killed_driver_resumes_to_the_same_losses(tmp_path: Path) -> None:
     assert result["largest_share"] <= 0.1
 
 
+@pytest.mark.drill
 def test_the_drill_fails_where_no_checkpoint_is_looked_for(tmp_path: Path) -> None:
     code, result = drilled(tmp_path, "--without-recovery")
     assert (code, result["passed"]) == (1, False), result

@@ -59,6 +59,7 @@ def test_nothing_is_lost_or_done_twice(name: str, tmp_path: Path) -> None:
     assert result["redone_share"] <= 0.1
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("name", WHAT_FAILS)
 def test_a_drill_fails_without_its_recovery(name: str, tmp_path: Path) -> None:
     code, result = drilled(name, tmp_path, "--without-recovery")
