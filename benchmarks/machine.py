@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
@@ -75,6 +76,8 @@ class FamilyMemory:
         self.at_peak: dict[str, int] = {}
         self.looks = 0
         self._read: dict[int, tuple[str, int]] = {}
+        self._busy: dict[int, float] = {}
+        self._spent: list[tuple[float, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -89,6 +92,10 @@ class FamilyMemory:
         A process that waits for another one's end takes over its count: ask for roles without children.
         """
         return sum(count for name, count in self._read.values() if name == role)
+
+    def cpu_seconds(self, moment: float) -> float:
+        """Processor seconds that all members had spent in the last look before a moment (`time.time`)."""
+        return max((spent for when, spent in self._spent if when <= moment), default=0.0)
 
     def environment(self) -> dict[str, str]:
         """The environment that makes a process a member."""
@@ -122,9 +129,12 @@ class FamilyMemory:
                     role = _role(members[pid].cmdline())
                     found[role] += members[pid].memory_full_info().pss
                     self._read[pid] = role, members[pid].io_counters().read_chars
+                    times = members[pid].cpu_times()
+                    self._busy[pid] = times.user + times.system
                 except (psutil.Error, OSError):
                     members.pop(pid, None)
             self.looks += 1
+            self._spent.append((time.time(), sum(self._busy.values())))
             if found.total() > self.peak_bytes:
                 self.peak_bytes, self.at_peak = found.total(), dict(found)
 

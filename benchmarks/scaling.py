@@ -121,7 +121,7 @@ def lines(
             "instances", f"{instances / 1e6:.1f} million", f"C, {n / large['instances']:.1f} images each (M)"
         ),
         Line(
-            "near-duplicates, one core",
+            "a pass over near-duplicates, one core",
             f"{near_s / 3600:,.0f} h",
             f"C from {near['seconds']:.0f} s for {near['hashes']:,} hashes (M) by the count of comparisons",
         ),

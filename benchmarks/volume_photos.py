@@ -156,15 +156,21 @@ def make(folder: Path, images: int, seed: int, processes: int | None = None) -> 
     instances = list(plan(images, seed))
     chunks = [instances[i : i + INSTANCES_AT_ONCE] for i in range(0, len(instances), INSTANCES_AT_ONCE)]
     work = [(folder, number, chunk, seed) for number, chunk in enumerate(chunks)]
-    began, drawn = time.monotonic(), 0
+    began, count = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count(), os.nice, (NICENESS,)) as pool:
-        for done, count in enumerate(pool.imap_unordered(_chunk, work), start=1):
-            drawn += count
+        for done, more in enumerate(pool.imap_unordered(_chunk, work), start=1):
+            count += more
             if done % 20 == 0 or done == len(chunks):
-                rate = drawn / (time.monotonic() - began)
+                rate = count / (time.monotonic() - began)
                 print(f"drawn: {done} of {len(chunks)} chunks, {rate:.0f} images/s", flush=True)
     _write_boxes(root, (json.loads(_note(folder, n).read_text()) for n in range(len(chunks))))
     return root
+
+
+def drawn(folder: Path) -> int:
+    """For how many images `make` was asked there; 0 where it was not."""
+    about = folder / "about.json"
+    return int(json.loads(about.read_text())["images"]) if about.exists() else 0
 
 
 def first(folder: Path, images: int, seed: int) -> Path:

@@ -123,7 +123,7 @@ def test_the_arithmetic_of_100_million_images_by_hand():
     assert said["written"] == "300 GB, $7 a month"
     assert (said["parts"], said["files"]) == ("5,000", "100,000, $0.50 of PUTs")
     assert said["manifest"] == "50,000 entries, 10 MB"
-    assert said["near-duplicates, one core"] == "2 h"
+    assert said["a pass over near-duplicates, one core"] == "2 h"
     assert said["driver: deal"] == "10 GB, 2 min"
 
 
