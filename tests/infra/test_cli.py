@@ -201,7 +201,7 @@ def test_what_needs_a_recipe_says_so_and_names_the_shipped_ones(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{verb} needs a recipe; name one with --config:" in line
     assert "tiny.yaml" in line
-    assert "adafocal_vit_g.yaml" in line
+    assert "paper.yaml" in line
 
 
 @pytest.mark.usefixtures("toy")

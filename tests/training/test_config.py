@@ -22,11 +22,11 @@ def test_every_shipped_recipe_loads(path: Path) -> None:
 
 
 def test_the_shipped_recipes_are_the_announced_ones() -> None:
-    assert {p.stem for p in SHIPPED} >= {"tiny", "tiny_beta0", "adafocal_vit_g", "baseline_vit_g"}
+    assert {p.stem for p in SHIPPED} >= {"tiny", "tiny_beta0", "paper", "baseline_vit_g"}
 
 
 def test_vit_g_has_the_papers_values() -> None:
-    recipe = load_recipe(TrainRecipe, "adafocal_vit_g")
+    recipe = load_recipe(TrainRecipe, "paper")
     training = recipe.training
     assert (recipe.model.preset, recipe.model.modulation) == ("vit_g", "scalar")
     assert (training.epochs, training.batch_size) == (20, 128)
@@ -35,7 +35,7 @@ def test_vit_g_has_the_papers_values() -> None:
 
 
 def test_a_baseline_differs_from_its_parent_in_name_and_modulation_only() -> None:
-    for child, parent in (("tiny_beta0", "tiny"), ("baseline_vit_g", "adafocal_vit_g")):
+    for child, parent in (("tiny_beta0", "tiny"), ("baseline_vit_g", "paper")):
         ours, theirs = (load_recipe(TrainRecipe, name).model_dump() for name in (child, parent))
         assert ours["model"].pop("modulation") == "none"
         assert theirs["model"].pop("modulation") == "scalar"
@@ -111,11 +111,11 @@ def test_a_runs_key_depends_on_what_decides_over_its_result(key: str, value: str
 
 
 def test_a_random_tower_of_real_size_is_warned_of() -> None:
-    warning = load_recipe(TrainRecipe, "adafocal_vit_g").model.warning()
+    warning = load_recipe(TrainRecipe, "paper").model.warning()
     assert warning is not None
     assert "the image tower of vit_g is random and stays so" in warning
     assert "set model.weights" in warning
-    assert load_recipe(TrainRecipe, "adafocal_vit_g", [("model.weights", "there")]).model.warning() is None
+    assert load_recipe(TrainRecipe, "paper", [("model.weights", "there")]).model.warning() is None
     assert load_recipe(TrainRecipe, "tiny").model.warning() is None
 
 

@@ -117,7 +117,7 @@ ANNOUNCED = {
         "sprc": {"method": "sprc", "modulation": "none"},
         "sprc_caam": {"method": "sprc", "modulation": "scalar"},
     },
-    "real sizes": {"adafocal_vit_g": {"preset": "vit_g"}, "adafocal_vit_l": {"preset": "vit_l"}},
+    "real sizes": {"paper": {"preset": "vit_g"}, "adafocal_vit_l": {"preset": "vit_l"}},
 }
 
 

@@ -68,7 +68,7 @@ def test_unknown_recipe_name_lists_the_shipped_ones(source: str) -> None:
 
 def test_each_command_has_its_own_shipped_recipes() -> None:
     assert {"photos.yaml", "world.yaml"} <= set(shipped_for(BuildRecipe))
-    assert {"tiny.yaml", "adafocal_vit_g.yaml"} <= set(shipped_for(TrainRecipe))
+    assert {"tiny.yaml", "paper.yaml"} <= set(shipped_for(TrainRecipe))
     assert not set(shipped_for(BuildRecipe)) & set(shipped_for(TrainRecipe))
     assert shipped_for(QueryRecipe) == []
     assert shipped_for(Config) == []
