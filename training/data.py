@@ -126,8 +126,10 @@ class Sampler:
 
     def _order(self, generator: np.random.Generator, rows: Rows) -> Rows:
         rows = generator.permutation(rows)
-        if self.together == 1 or self.instances is None:
+        if self.together == 1:
             return rows
+        if self.instances is None:
+            raise ValueError("together exceeds one: which instance each row shows has to be given")
         by_instance = rows[np.argsort(self.instances[rows], kind="stable")]
         owner = self.instances[by_instance]
         first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +48,13 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> PhotoFolder:
         return root
 
     return make
+
+
+@pytest.fixture(scope="module")
+def module_travels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ray's workers get the classes of the test's module by value: they cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +17,8 @@ from pipelines import stages as running
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult, part_path, run_stages
 
+pytestmark = pytest.mark.usefixtures("module_travels")
 ROWS = 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def workers_know_this_module() -> Iterator[None]:
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from pipelines.stages import (
     table_hash,
 )
 
+pytestmark = pytest.mark.usefixtures("module_travels")
 NUMBERS = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("uri", pa.string())])
 
 
@@ -35,15 +34,6 @@ NUMBERS = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("uri", 
 def numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(records.TABLES, "numbers", NUMBERS)
     monkeypatch.setitem(records.TABLES, "listing", NUMBERS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def workers_know_this_module() -> Iterator[None]:
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass

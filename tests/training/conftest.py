@@ -1,10 +1,25 @@
-"""What tests of training share: an S3 server on loopback."""
+"""What tests of training share: three queries, and an S3 server on loopback."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+
+from training.data import QuerySet
+
+
+@pytest.fixture
+def queries() -> QuerySet:
+    """Three queries, two of them with one target; the third has no region."""
+    return QuerySet(
+        reference_rows=np.array([0, 2, 4]),
+        target_rows=np.array([5, 3, 5]),
+        input_ids=np.array([[2, 7, 3, 0, 0], [2, 7, 8, 9, 3], [2, 3, 0, 0, 0]], np.int32),
+        text_lengths=np.array([3, 5, 2], np.int32),
+        patch_masks=np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0]], bool),
+    )
 
 
 @pytest.fixture

@@ -62,17 +62,6 @@ def test_groups_are_the_domains_on_request() -> None:
     assert batch_groups(table, one_domain_per_batch=False).tolist() == [0, 0, 0]
 
 
-@pytest.fixture
-def queries() -> QuerySet:
-    return QuerySet(
-        reference_rows=np.array([0, 2, 4]),
-        target_rows=np.array([5, 3, 5]),
-        input_ids=np.array([[2, 7, 3, 0, 0], [2, 7, 8, 9, 3], [2, 3, 0, 0, 0]], np.int32),
-        text_lengths=np.array([3, 5, 2], np.int32),
-        patch_masks=np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0]], bool),
-    )
-
-
 def runs_of(order: list[int]) -> list[int]:
     """Lengths of the runs of equal neighbours."""
     return [len(list(run)) for _, run in itertools.groupby(order)]
@@ -111,3 +100,8 @@ def test_texts_are_as_long_as_the_longest_of_the_batch(queries: QuerySet) -> Non
     assert queries.texts(np.array([1]))[0].shape == (1, 5)
     assert queries.texts(np.array([2]))[0].shape == (1, 2)
     assert queries.texts(np.array([2]))[0].dtype == torch.int64
+
+
+def test_keeping_together_what_is_not_said_to_belong_together_is_refused() -> None:
+    with pytest.raises(ValueError, match="which instance each row shows has to be given"):
+        Sampler(np.zeros(4, int), 2, 0, together=2).batches(0)

@@ -39,17 +39,6 @@ def batch_of(queries: QuerySet, tokens: FeatureStore, rows: list[int], start: in
     return make_batch(queries, tokens, np.array(rows), start, end, CPU)
 
 
-@pytest.fixture
-def queries() -> QuerySet:
-    return QuerySet(
-        reference_rows=np.array([0, 2, 4]),
-        target_rows=np.array([5, 3, 5]),
-        input_ids=np.array([[2, 7, 3, 0, 0], [2, 7, 8, 9, 3], [2, 3, 0, 0, 0]], np.int32),
-        text_lengths=np.array([3, 5, 2], np.int32),
-        patch_masks=np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0]], bool),
-    )
-
-
 def many(count: int) -> QuerySet:
     """Query n leads from image n to image n + 1."""
     rows = np.arange(count)
