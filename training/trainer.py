@@ -286,7 +286,7 @@ def _commit(
 
     from training.devset import DEV_COLUMNS, MEASURES, mean_by_step
     from training.export import FOLDER, write_export
-    from training.loop import HISTORY_COLUMNS
+    from training.history import HISTORY_COLUMNS
 
     chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
     inputs.model.load_state_dict(load(storage.read_bytes(draft.path(chosen))), strict=False)

@@ -196,7 +196,7 @@ def test_a_missing_world_size_factor_would_be_noticed(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(("world_size", "stage"), [(2, 2), (4, 1)])
 def test_deepspeed_takes_the_mean_that_the_loss_expects(world_size: int, stage: int) -> None:
     """The real engine: gradients as ZeRO hands them to the optimizer."""
-    from training.loop import import_deepspeed, make_engine
+    from training.engine import import_deepspeed, make_engine
 
     import_deepspeed()  # before the fork, so that no child has to
 

@@ -11,7 +11,9 @@ import torch
 
 from training import loop as loop_module
 from training.feed import Fed
-from training.loop import JUDGED_EVERY_STEPS, DivergedError, Loop, Parts
+from training.history import DivergedError, History, Pending
+from training.loop import JUDGED_EVERY_STEPS, Loop
+from training.meters import Parts
 
 BATCH = np.array([4, 7, 9])
 BROKEN_AT = 45
@@ -41,10 +43,10 @@ class Worker(Loop):
         self.training: Any = SimpleNamespace(checkpoint_every_steps=50, dev_every_epochs=None, patience=None)
         self.sampler: Any = SimpleNamespace(steps_per_epoch=total)
         self.parts = Parts()
-        self.engine: Any = SimpleNamespace(train=lambda: None)
+        self.engine: Any = SimpleNamespace(model=SimpleNamespace(train=lambda: None))
         self.rank, self.step, self.saved, self.posted = 1, 0, 0, 0.0
-        self.history, self.pending, self.galleries, self.dev = [], [], [], []
-        self.diverged, self.broken_at, self.checkpoints = None, broken_at, list[int]()
+        self.history, self.galleries, self.dev = History(), [], []
+        self.broken_at, self.checkpoints = broken_at, list[int]()
 
     def feed(self) -> Any:
         return Ready()
@@ -54,8 +56,9 @@ class Worker(Loop):
         self.step += 1
         loss = float("nan") if self.step >= self.broken_at else 3.0
         sums = torch.tensor([loss * len(rows), 0.0, 0.0], dtype=torch.float64)
-        row = (self.step, epoch, len(rows), float("nan"), 1e-3, 1.0, 0.1, 0.0)
-        self.pending.append((row, sums, SimpleNamespace(wait=lambda: None), torch.tensor(0.07), rows))
+        handle, rest = SimpleNamespace(wait=lambda: None), (1e-3, 1.0, 0.1, 0.0)
+        pending = Pending(self.step, epoch, rows, float("nan"), torch.tensor(0.07), sums, handle, rest)
+        self.history.pending.append(pending)
 
     def save(self) -> None:
         self.judge()
@@ -88,7 +91,7 @@ def test_a_healthy_worker_runs_to_the_end(tmp_path: Any) -> None:
     worker = Worker(str(tmp_path), broken_at=1000)
     worker.run()
     assert worker.checkpoints[-1] == 200
-    assert [row[0] for row in worker.history] == list(range(1, 201))
+    assert [row[0] for row in worker.history.rows] == list(range(1, 201))
 
 
 class Judge(Loop):
