@@ -1,24 +1,17 @@
-"""What the training loop reads: quadruples as rows of the feature store, token ids and patch masks.
-
-A set is plain numpy, made once by the driver and shared with the workers; tokens stay in the store.
-"""
+"""From a benchmark's tables to what the training loop reads: rows of the feature store, token ids and patch masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from infra.base.errors import OacirError
 from infra.base.versions import Version
 from pipelines.records import conform
 from training.anchors import anchors_of, load_anchors
-from training.distributed import share
+from training.batches import QuerySet, Rows
 from training.features import FeatureStore
 
 if TYPE_CHECKING:
@@ -27,116 +20,10 @@ if TYPE_CHECKING:
     from training.model.processing import AdaFocalProcessor
     from training.model.views import TextEntity
 
-Rows = npt.NDArray[np.int64]
 QUADRUPLE_COLUMNS = [
     "query_id", "domain", "split", "instance_id", "category", "reference_id", "reference_box", "reference_mask_uri",
     "reference_mask_sha256", "modification_text", "target_ids",
 ]  # fmt: skip
-
-
-class Batch(NamedTuple):
-    """One worker's part of a global batch.
-
-    Attributes:
-        reference_tokens: frozen tokens of the references, float32 [b, N, D].
-        target_tokens: frozen tokens of the part's distinct targets, float32 [u, N, D].
-        target_index: which of them each query has, int64 [b].
-        input_ids, attention_mask: texts padded to the longest of the part, int64 [b, L].
-        patch_mask: 1 where the region touches a patch, float32 [b, N].
-        modulate: whether any query of the global batch has a region.
-        total: rows of the global batch.
-    """
-
-    reference_tokens: Tensor
-    target_tokens: Tensor
-    target_index: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-    patch_mask: Tensor
-    modulate: bool
-    total: int
-
-
-@dataclass(frozen=True)
-class QuerySet:
-    """Quadruples of one split, row-aligned arrays."""
-
-    reference_rows: Rows
-    """Row of the reference (as the model sees it) in the store, [n]."""
-    target_rows: Rows
-    """Row of the primary target in the store, [n]."""
-    input_ids: npt.NDArray[np.int32]
-    """Word pieces padded to the longest text of the set, [n, L]."""
-    text_lengths: npt.NDArray[np.int32]
-    """Word pieces of each text, [n]."""
-    patch_masks: npt.NDArray[np.bool_]
-    """Patches that the region touches, [n, N]."""
-
-    def __len__(self) -> int:
-        return len(self.reference_rows)
-
-    def texts(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of some rows, int64 [b, L], L the longest of them."""
-        lengths = torch.from_numpy(self.text_lengths[rows])
-        longest = int(lengths.max()) if len(rows) else 1
-        input_ids = torch.from_numpy(self.input_ids[rows, :longest]).long()
-        return input_ids, (torch.arange(longest) < lengths[:, None]).long()
-
-    def regions(self, rows: Rows) -> Tensor:
-        """Patch masks of some rows, float32 [b, N]."""
-        return torch.from_numpy(self.patch_masks[rows]).float()
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """The order of training as a pure function of the epoch: it resumes anywhere by being asked for that epoch.
-
-    Every row is seen exactly once per epoch. A group's rows are permuted and cut into `ceil(rows / batch_size)` global
-    batches whose sizes differ by at most one, so that no batch is much smaller than the others (the number of
-    negatives stays even). Each worker takes its contiguous share of every batch.
-
-    Where queries of an instance keep together, its rows are dealt in runs of up to `together`, drawn anew in every
-    epoch, and the runs are permuted: the others of a run are the hardest negatives, the same object in another context.
-    """
-
-    groups: Rows
-    """The group of each row, [n]. A batch holds rows of one group; all rows alike mix freely."""
-    batch_size: int
-    seed: int
-    instances: Rows | None = None
-    """The instance of each row, [n]; needed where `together` exceeds one."""
-    together: int = 1
-    """Queries of one instance that follow each other."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of an epoch."""
-        _, counts = np.unique(self.groups, return_counts=True)
-        return int(sum(-(-counts // self.batch_size)))
-
-    def batches(self, epoch: int) -> list[Rows]:
-        """The global batches of an epoch (from 0) in their order, the same on every worker."""
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        batches: list[Rows] = []
-        for group in np.unique(self.groups):
-            rows = self._order(generator, np.flatnonzero(self.groups == group))
-            count = -(-len(rows) // self.batch_size)
-            batches += [rows[slice(*share(len(rows), i, count))] for i in range(count)]
-        return [batches[i] for i in generator.permutation(len(batches))]
-
-    def _order(self, generator: np.random.Generator, rows: Rows) -> Rows:
-        rows = generator.permutation(rows)
-        if self.together == 1:
-            return rows
-        if self.instances is None:
-            raise ValueError("together exceeds one: which instance each row shows has to be given")
-        by_instance = rows[np.argsort(self.instances[rows], kind="stable")]
-        owner = self.instances[by_instance]
-        first = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
-        within = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
-        run = np.cumsum(within % self.together == 0) - 1
-        place = generator.permutation(run[-1] + 1)[run]
-        return by_instance[np.argsort(place, kind="stable")]
 
 
 def batch_groups(quadruples: pa.Table, one_domain_per_batch: bool) -> Rows:

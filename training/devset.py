@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infra.base.versions import Version
-from training.data import QuerySet, Rows, image_sizes, load_queries, read_quadruples
+from training.batches import QuerySet, Rows
+from training.data import image_sizes, load_queries, read_quadruples
 from training.distributed import gather_rows, share
 from training.features import FeatureStore
 from training.metrics import instance_recall_at, oacir_ranks, recall_at

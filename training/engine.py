@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.batches import Batch
 from training.config import TrainingSection, TrainRecipe
-from training.data import Batch
 from training.meters import Parts
 from training.model.adafocal import AdaFocalModel
 from training.optim import build_optimizer, set_rates

@@ -9,15 +9,17 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.data import Batch, QuerySet, Rows, Sampler
+from training.batches import Batch, QuerySet, Rows, Sampler
 from training.distributed import share
-from training.features import FeatureStore
+
+if TYPE_CHECKING:
+    from training.features import FeatureStore
 
 AHEAD = 2
 """Batches that wait at most."""

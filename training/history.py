@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from infra.base.errors import OacirError
-from training.data import Rows
+from training.batches import Rows
 from training.task import StepOutput
 
 HISTORY_COLUMNS = (

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from infra.base import storage
 from training import checkpoints
+from training.batches import QuerySet, Sampler
 from training.checkpoints import CheckpointWriter
-from training.data import QuerySet, Sampler
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
 from training.engine import Engine
 from training.features import FeatureStore

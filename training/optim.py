@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from training.config import TrainingSection
+if TYPE_CHECKING:
+    from training.config import TrainingSection
 
 RATES = {"caam": "caam_learning_rate", "rest": "learning_rate"}
 """Parameter group of the model → the field with its peak learning rate."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.data import Batch
+from training.batches import Batch
 from training.distributed import gather_rows, share
 from training.model.adafocal import AdaFocalModel
 from training.model.interfaces import LossContext

@@ -19,9 +19,9 @@ from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
 from training import card, checkpoints
 from training.anchors import anchors_of, region_counts
+from training.batches import Sampler
 from training.config import TrainRecipe
 from training.data import (
-    Sampler,
     batch_groups,
     batch_instances,
     image_sizes,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from training.data import QuerySet
+from training.batches import QuerySet
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data import QuerySet, Sampler, batch_groups
+from training.batches import QuerySet, Sampler
+from training.data import batch_groups
 from training.distributed import share
 
 

@@ -12,8 +12,8 @@ import torch
 from small_benchmark import write_benchmark
 from torch import Tensor
 
+from training.batches import QuerySet
 from training.config import ModelSection
-from training.data import QuerySet
 from training.devset import DEV_COLUMNS, Gallery, load_dev, mean_by_step, measure
 from training.export import build_model, build_processor
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from training import distributed
 from training import task as task_module
+from training.batches import Batch
 from training.config import TrainRecipe
-from training.data import Batch
 from training.distributed import gather_rows, share
 from training.losses import info_nce
 from training.model.adafocal import AdaFocalModel

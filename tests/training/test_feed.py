@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import Batch, QuerySet, Rows, Sampler
+from training.batches import Batch, QuerySet, Rows, Sampler
 from training.features import FeatureStore
 from training.feed import AHEAD, Feed, make_batch
 

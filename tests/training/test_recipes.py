@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from infra.base.config import load_recipe
+from training.batches import Batch
 from training.config import TrainRecipe
-from training.data import Batch
 from training.export import build_model, build_processor
 from training.model.processing import AdaFocalProcessor, Inputs
 from training.optim import build_optimizer, set_rates

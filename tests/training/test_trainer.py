@@ -15,8 +15,9 @@ from infra.base.errors import OacirError, VersionError
 from infra.base.versions import Version, open_version
 from pipelines.embed import embed
 from training import checkpoints
+from training.batches import Sampler
 from training.config import ModelSection, TrainRecipe
-from training.data import Sampler, image_sizes, load_queries, read_quadruples
+from training.data import image_sizes, load_queries, read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, build_processor, open_model
 from training.features import FeatureStore

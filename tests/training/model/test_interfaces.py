@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.retrieval.engine import score
 from tests.training.model.conftest import small_config
 from training import losses
-from training.data import Batch
+from training.batches import Batch
 from training.model import interfaces
 from training.model.adafocal import AdaFocalModel, initialise
 from training.model.auto import MODELS, random_model
