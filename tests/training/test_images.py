@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 
-from pipelines.images import Box, DecodedImage, ImageLimits, ImageRejected, decode, upright_box
+from training.images import Box, DecodedImage, ImageLimits, ImageRejected, decode, upright_box
 
 # pytest replaces the warning filters that the module sets; that they hold is tested in a process of its own
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -396,7 +396,7 @@ def test_no_warning_and_no_changed_setting_leaks(tmp_path: Path) -> None:
 import PIL.Image, PIL.ImageFile
 before = PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
 from pathlib import Path
-from pipelines.images import *
+from training.images import *
 for name in ("bomb.png", "exif.jpg"):
     try:
         print(decode((Path({str(tmp_path)!r}) / name).read_bytes(), ImageLimits()).width)
