@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from infra.base import storage
@@ -17,18 +15,19 @@ from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, start
-from pipelines.embedded import Place, places, read
-from training.config import TrainRecipe
+from pipelines.embedded import Place, places
+from pipelines.embedder import Embedder, Item, load_tower, run_embedders
+from training.config import EmbedSection, TrainRecipe
 
 if TYPE_CHECKING:
-    from training.model.adafocal import AdaFocalModel
-    from training.model.processing import AdaFocalProcessor
-    from training.model.views import ReferenceView
     from training.stores import Contents
 
-PLACEHOLDER_TEXT = "image"
 RATED_IMAGES = 8
-"""Images that a dry run embeds to tell how long it would take."""
+"""Images that a dry run embeds to tell how long it would take, on a CPU."""
+RATED_BATCHES = 4
+"""Batches that it embeds on a GPU, which is fast and has to be filled."""
+HASH_THREADS = 4
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Plan:
         """Forwards of the tower: distinct contents that no store holds."""
         return self.distinct - len(self.held)
 
-    def figures(self, dtype: str) -> dict[str, Any]:
+    def figures(self, settings: EmbedSection) -> dict[str, Any]:
         """What the store states of itself."""
         return {
             "feature_key": self.feature_key,
@@ -70,7 +69,8 @@ class Plan:
             "copied": len(self.held),
             "tokens": self.tokens,
             "width": self.width,
-            "dtype": dtype,
+            "dtype": settings.dtype,
+            "precision": settings.precision,
             "view": self.wanted.view,
             "bytes": self.distinct * self.row_bytes,
         }
@@ -88,7 +88,7 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
     """
     warning = recipe.model.warning()
     if warning and not context.dry_run:
-        logging.getLogger(__name__).warning(warning)
+        log.warning(warning)
     plans = _plans(recipe, context)
     if not len(plans[0].wanted.images):
         raise OacirError(
@@ -116,7 +116,7 @@ def embed(recipe: TrainRecipe, context: Context) -> Outcome:
 def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
     """Make one store, unless it is there or the plan alone is asked for."""
     began = time.monotonic()
-    figures, distinct = plan.figures(recipe.embed.dtype), plan.distinct
+    figures, distinct = plan.figures(recipe.embed), plan.distinct
     name = plan.dataset.manifest.name
     what = "images" if plan.wanted.view == "full" else f"references ({plan.wanted.view})"
     if context.dry_run:
@@ -138,6 +138,8 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
                 f"{plan.rate:,.1f} images/s in each of {workers} workers, as measured on this machine now:"
                 f" {duration(3600 * hours)}",
             )
+        elif plan.forwards:
+            details += ("scaling.use_gpu: no GPU here, so the time is not told; ask on a machine with one",)
         return Outcome(f"dry run: would write features {name}/{plan.key}", None, figures, details)
     draft = start("features", name, plan.key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
@@ -149,9 +151,8 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
     draft.uses({"dataset": plan.dataset.manifest.content_hash})
     done = _finished_shards(draft, plan)
     missing = [shard for shard in plan.shards if shard["shard"] not in done]
-    if missing:
-        _compute(recipe, draft, plan, missing)
-    _commit(draft, plan, figures, time.monotonic() - began)
+    hashes = _compute(recipe, draft, plan, missing) if missing else {}
+    _commit(draft, plan, figures, hashes, time.monotonic() - began)
     resumed = f" ({len(done)} of {len(plan.shards)} shards from an earlier run)" if done else ""
     copied = f" ({len(plan.held):,} of them copied from earlier stores)" if plan.held else ""
     return Outcome(
@@ -161,122 +162,22 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
     )
 
 
-class Embedder:
-    """A worker with the tower in memory; one row in, one shard written."""
-
-    def __init__(
-        self,
-        recipe: TrainRecipe,
-        tower_hash: str,
-        made: tuple[AdaFocalModel, AdaFocalProcessor] | None = None,
-    ) -> None:
-        import torch
-
-        from infra.base.ray_session import has_gpu
-        from training.features import DTYPES
-
-        torch.set_num_threads(recipe.scaling.threads_per_worker)
-        self.model, self.processor = made or _tower(recipe)
-        found = self.model.tower_state_hash()
-        if found != tower_hash:
-            raise OacirError(
-                f"model.weights: a worker loaded another tower (hash {found}, the driver's {tower_hash})"
-            )
-        self.device = torch.device("cuda" if recipe.scaling.use_gpu and has_gpu() else "cpu")
-        self.model.to(self.device)
-        self.batch_size = recipe.embed.batch_size
-        self.dtype = DTYPES[recipe.embed.dtype]
-        config = self.model.config
-        self.row_bytes = config.num_image_tokens * config.vision_config.hidden_size * self.dtype.itemsize
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Write the shards of a batch of rows {shard, url, view, uris, contents, held}; rows {shard, images, error}.
-
-        `held` of a content is where its tokens lie already, (url, row) as JSON; empty if nowhere.
-        """
-        out: dict[str, list[Any]] = {"shard": [], "images": [], "error": []}
-        rows = (batch[name] for name in ("shard", "url", "view", "uris", "contents", "held"))
-        for shard, url, view, uris, contents, held in zip(*rows, strict=True):
-            error = ""
-            try:
-                entries = list(zip(uris, contents, strict=True))
-                storage.write_bytes(str(url), self._shard(view, entries, [str(place) for place in held]))
-            except (
-                OacirError
-            ) as problem:  # a row of its own: an exception here would surface as a page of trace
-                error = str(problem)
-            out["shard"].append(int(shard))
-            out["images"].append(len(uris))
-            out["error"].append(error)
-        return out
-
-    def _shard(self, view: ReferenceView, entries: list[tuple[str, str]], held: list[str]) -> bytes:
-        copied = iter(read([Place(*json.loads(place)) for place in held if place], self.row_bytes))
-        computed = iter(self.tokens(view, [e for e, place in zip(entries, held, strict=True) if not place]))
-        return b"".join(next(copied if place else computed) for place in held)
-
-    def tokens(self, view: ReferenceView, entries: list[tuple[str, str]]) -> list[bytes]:
-        """The tokens of images (uri, content), as they are stored."""
-        import torch
-
-        parts: list[bytes] = []
-        for i in range(0, len(entries), self.batch_size):
-            images = [_see(view, *entry) for entry in entries[i : i + self.batch_size]]
-            pixels = self.processor.pixels(images).to(self.device)
-            tokens = self.model.encode_pixels(pixels).to(self.dtype).cpu().contiguous()
-            parts += [row.numpy().tobytes() for row in tokens.view(torch.uint8)]
-        return parts
-
-
-def _see(view: ReferenceView, uri: str, content: str) -> Any:
-    """What is encoded of an image; `content` is its SHA-256, of a view followed by the box (`Contents.hashes`)."""
-    from training.model.views import see
-
-    sha256, _, box = content.partition("#")
-    image = _open(uri, sha256)
-    if not box:
-        return image
-    x1, y1, x2, y2 = (int(v) for v in box.split(","))
-    return see(image, (x1, y1, x2, y2), view)
-
-
-def _open(uri: str, sha256: str) -> Any:
-    from pipelines.images import ImageLimits, ImageRejected, decode
-
-    data = storage.read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise OacirError(f"{uri}: changed since the benchmark was built (another sha256); build it again")
-    try:
-        # what an image may measure was judged when the benchmark was built
-        return decode(data, ImageLimits(min_side_px=1, max_pixels=2**40, max_aspect=2.0**40)).image
-    except ImageRejected as error:
-        raise OacirError(f"{uri}: cannot be decoded ({error}); build the benchmark again") from error
-
-
-def _tower(recipe: TrainRecipe) -> tuple[AdaFocalModel, AdaFocalProcessor]:
-    """The model with its tower, and the processor as far as pixels and regions go."""
-    from training.export import build_model, build_processor
-
-    model = build_model(recipe.model)
-    # pixels need no words: any tokenizer will do
-    return model, build_processor(recipe.model, model.config, lambda: [PLACEHOLDER_TEXT])
-
-
 def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
     """One plan for each store that the recipe's model reads."""
-    from training.features import DTYPES, store_key
+    from training.features import store_key
+    from training.stored import row_bytes
     from training.stores import needed
 
     dataset = resolve(context.root, "datasets", recipe.dataset, holding="quadruples")
-    model, processor = _tower(recipe)
-    tower_hash, dtype = model.tower_state_hash(), recipe.embed.dtype
+    model, processor = load_tower(recipe)
+    tower_hash, dtype, precision = model.tower_state_hash(), recipe.embed.dtype, recipe.embed.precision
     tokens, width = model.config.num_image_tokens, model.config.vision_config.hidden_size
+    size = row_bytes(tokens, width, dtype)
     plans = []
     for wanted in needed(dataset, processor):
-        feature_key = wanted.feature_key(tower_hash, processor, dtype)
+        feature_key = wanted.feature_key(tower_hash, processor, dtype, precision)
         shards = _shards(wanted, recipe.embed.images_per_shard)
         contents = [content for shard in shards for content in shard["contents"]]
-        row_bytes = tokens * width * DTYPES[dtype].itemsize
         plans.append(
             Plan(
                 dataset=dataset,
@@ -287,11 +188,11 @@ def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
                 key=store_key(feature_key, wanted.hashes),
                 tokens=tokens,
                 width=width,
-                row_bytes=row_bytes,
-                held=places(context.root, feature_key, contents, row_bytes),
+                row_bytes=size,
+                held=places(context.root, feature_key, contents, size),
             )
         )
-    if not context.dry_run:
+    if not context.dry_run or not _gpu_where_asked(recipe):
         return plans
     embedder = Embedder(recipe, tower_hash, (model, processor))
     return [replace(plan, rate=_rate(embedder, plan)) for plan in plans]
@@ -300,18 +201,26 @@ def _plans(recipe: TrainRecipe, context: Context) -> list[Plan]:
 def _rate(embedder: Embedder, plan: Plan) -> float | None:
     """Images/s of one worker on some of the images, the first batch left out."""
     missing = [
-        (uri, content)
+        Item(plan.wanted.view, uri, content)
         for shard in plan.shards
         for uri, content in zip(shard["uris"], shard["contents"], strict=True)
         if content not in plan.held
     ]
-    some = missing[: min(embedder.batch_size, RATED_IMAGES)]
+    batch = embedder.encoder.batch_size
+    some = missing[: RATED_BATCHES * batch if embedder.encoder.on_gpu else min(batch, RATED_IMAGES)]
     if not some:
         return None
-    embedder.tokens(plan.wanted.view, some[:1])
+    embedder.embed(some[:batch] if embedder.encoder.on_gpu else some[:1])
     began = time.perf_counter()
-    embedder.tokens(plan.wanted.view, some)
+    embedder.embed(some)
     return len(some) / (time.perf_counter() - began)
+
+
+def _gpu_where_asked(recipe: TrainRecipe) -> bool:
+    """Whether this machine can tell how fast a worker is."""
+    import torch
+
+    return not recipe.scaling.use_gpu or torch.cuda.is_available()
 
 
 def machine_workers(use_gpu: bool) -> int:
@@ -344,62 +253,51 @@ def _finished_shards(draft: Draft, plan: Plan) -> set[int]:
     }
 
 
-def _compute(recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]]) -> None:
-    left = sum(len(shard["contents"]) for shard in missing)
+def _compute(recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]]) -> dict[int, str]:
+    """Make the missing shards; shard → SHA-256 of what was written."""
+    left, hashes = sum(len(shard["contents"]) for shard in missing), dict[int, str]()
     with Progress("embed", plan.distinct, "images", done=plan.distinct - left) as progress:
-        for row in _run(recipe, draft, plan, missing):
+        for row in run_embedders(recipe, plan.tower_hash, [_row(draft, plan, shard) for shard in missing]):
             if row["error"]:
                 raise OacirError(row["error"])
+            hashes[row["shard"]] = row["sha256"]
             progress.update(row["images"])
+    return hashes
 
 
-def _embed_in_task(batch: dict[str, Any], recipe_json: str, tower_hash: str) -> dict[str, list[Any]]:
-    return _warm_embedder(recipe_json, tower_hash)(batch)
+def _row(draft: Draft, plan: Plan, shard: dict[str, Any]) -> dict[str, Any]:
+    """What a worker is told of a shard."""
+    held = [json.dumps(plan.held[c]) if c in plan.held else "" for c in shard["contents"]]
+    row = {name: shard[name] for name in ("shard", "uris", "contents")}
+    return row | {"url": draft.path(shard["path"]), "view": plan.wanted.view, "held": held}
 
 
-@lru_cache(maxsize=1)
-def _warm_embedder(recipe_json: str, tower_hash: str) -> Embedder:
-    """The embedder of this process; later tasks, also of another store, find the tower in memory."""
-    return Embedder(TrainRecipe.model_validate_json(recipe_json), tower_hash)
+def _entries(draft: Draft, plan: Plan, hashes: dict[int, str]) -> list[FileEntry]:
+    """What the manifest says of the shards; those of an earlier run are read and hashed.
+
+    Raises:
+        OacirError: a shard is not there any more, or not of its size.
+    """
+    lying = {f.path: f.size_bytes for f in storage.list_files(draft.url)}
+
+    def entry(shard: dict[str, Any]) -> FileEntry:
+        rows, path = len(shard["contents"]), shard["path"]
+        if lying.get(path) != rows * plan.row_bytes:
+            raise OacirError(
+                f"{draft.path(path)}: was written and is gone, or not {rows * plan.row_bytes} bytes long; run the same"
+                " command again"
+            )
+        if shard["shard"] not in hashes:
+            return file_entry(draft.url, path, rows)
+        return FileEntry(path=path, size_bytes=lying[path], sha256=hashes[shard["shard"]], rows=rows)
+
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        return list(pool.map(entry, plan.shards))
 
 
-def _run(
-    recipe: TrainRecipe, draft: Draft, plan: Plan, missing: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    import ray.data
-
-    from infra.base.ray_session import connect, data_workers
-
-    connect()
-    workers = min(recipe.embed.workers or data_workers(), len(missing))
-    items = [
-        {n: shard[n] for n in ("shard", "uris", "contents")}
-        | {"url": draft.path(shard["path"]), "view": plan.wanted.view}
-        | {"held": [json.dumps(plan.held[c]) if c in plan.held else "" for c in shard["contents"]]}
-        for shard in missing
-    ]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    # As in `stages`: tasks reuse warm processes, a GPU needs a pool of actors that keep their device.
-    if recipe.scaling.use_gpu:
-        rows = dataset.map_batches(
-            Embedder,
-            fn_constructor_args=(recipe, plan.tower_hash),
-            batch_size=1,
-            num_gpus=1,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-        )
-    else:
-        rows = dataset.map_batches(
-            _embed_in_task,
-            fn_args=(recipe.model_dump_json(), plan.tower_hash),
-            batch_size=1,
-            num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=workers),
-        )
-    yield from rows.iter_rows()
-
-
-def _commit(draft: Draft, plan: Plan, figures: dict[str, Any], seconds: float) -> None:
+def _commit(
+    draft: Draft, plan: Plan, figures: dict[str, Any], hashes: dict[int, str], seconds: float
+) -> None:
     import pyarrow as pa
 
     from training.features import INDEX
@@ -419,9 +317,7 @@ def _commit(draft: Draft, plan: Plan, figures: dict[str, Any], seconds: float) -
         }
     )
     storage.write_table(draft.path(f"{INDEX}.parquet"), index)
-    files: list[FileEntry] = [
-        file_entry(draft.url, shard["path"], len(shard["contents"])) for shard in plan.shards
-    ]
+    files = _entries(draft, plan, hashes)
     content: dict[str, int | str] = {f.path: f.sha256 for f in files}
     files.append(file_entry(draft.url, f"{INDEX}.parquet", len(index)))
     draft.commit(

@@ -104,8 +104,13 @@ class EmbedSection(Config):
     """Images per forward of the tower."""
     images_per_shard: Positive = 512
     """Images per file; a killed run repeats at most the files in work."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the stored tokens."""
+    dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
+    """Type of the stored tokens; int8 has a scale for each token and takes half the room of bfloat16."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the tower; on a GPU bfloat16 is several times faster. Its tokens are others, in a store of their
+    own."""
+    decode_threads: Positive = 4
+    """Threads of a worker that read and decode the next images while the tower computes."""
     workers: Positive | None = None
     """Parallel workers; null takes one per CPU (or GPU) of the session."""
 

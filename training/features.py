@@ -1,27 +1,27 @@
 """The feature store: tokens of the frozen tower, written once per image content, read instead of pixels.
 
-A store is a version of kind `features`: `shards/00000-….bin`, … hold raw tokens [n, N, D] in row order, `index.parquet`
-says which image lies where. It is addressed by everything the tokens depend on.
+A store is a version of kind `features`: `shards/00000-….bin`, … hold the tokens of an image in each row (`stored.py`),
+`index.parquet` says which image lies where. It is addressed by everything the tokens depend on.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infra.base import storage
 from infra.base.config import recipe_hash
 from infra.base.errors import OacirError, VersionError
 from infra.base.versions import FileEntry, Version, open_version
+from training.shards import local_shards
+from training.stored import Dtype, Precision, row_bytes, unpack
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from training.model.processing import AdaFocalProcessor
     from training.placement import Place
 
-Dtype = Literal["bfloat16", "float32"]
-DTYPES: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 INDEX = "index"
-FETCH_THREADS = 8
 DEFAULT_CACHE = Path.home() / ".cache" / "oacir" / "features"
 """Where shards of a store on S3 are kept on this machine, one folder per content hash; safe to delete."""
 
 
-def feature_key(tower_hash: str, processor_fingerprint: str, dtype: Dtype, view: str = "full") -> str:
+def feature_key(
+    tower_hash: str,
+    processor_fingerprint: str,
+    dtype: Dtype,
+    view: str = "full",
+    precision: Precision = "float32",
+) -> str:
     """What tokens depend on beside the image: equal keys mean equal tokens for equal image bytes.
 
     Args:
@@ -45,10 +48,12 @@ def feature_key(tower_hash: str, processor_fingerprint: str, dtype: Dtype, view:
         processor_fingerprint: of the way from an image to pixels.
         dtype: type of the stored tokens.
         view: what of the image is encoded: "full" is all of it, else `views.view_key`.
+        precision: arithmetic of the tower.
     """
-    return recipe_hash(
-        {"tower": tower_hash, "processor": processor_fingerprint, "dtype": dtype, "view": view}
-    )
+    parts = {"tower": tower_hash, "processor": processor_fingerprint, "dtype": dtype, "view": view}
+    if precision != "float32":  # left out there, so that stores from before it was a choice keep their keys
+        parts["precision"] = precision
+    return recipe_hash(parts)
 
 
 def processor_fingerprint(processor: AdaFocalProcessor) -> str:
@@ -123,21 +128,17 @@ class FeatureStore:
                 f" need {expected_key}; run `oacir embed` with this recipe"
             )
         shape = (int(manifest.figures["tokens"]), int(manifest.figures["width"]))
-        dtype = DTYPES[str(manifest.figures["dtype"])]
         entries = [f for f in manifest.files if f.path.startswith("shards/")]
-        row_bytes = shape[0] * shape[1] * dtype.itemsize
-        counts = [entry.size_bytes // row_bytes for entry in entries]
+        counts = _row_counts(version, entries, row_bytes(*shape, _dtype(version)))
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         index = version.table(INDEX)
-        rows = starts[index["shard"].to_numpy()] + index["row"].to_numpy()
-        paths = _local_shards(version, entries, cache)
-        shards = tuple(
-            torch.from_file(str(path), shared=False, size=count * shape[0] * shape[1], dtype=dtype).view(
-                count, *shape
-            )
-            for path, count in zip(paths, counts, strict=True)
+        shard, row = index["shard"].to_numpy(), index["row"].to_numpy()
+        _check_index(version, shard, row, counts)
+        paths = local_shards(version, entries, cache)
+        shards = tuple(_map(path, count) for path, count in zip(paths, counts, strict=True))
+        return cls(
+            version, key, shape, index["image_id"].combine_chunks(), starts[shard] + row, starts, shards
         )
-        return cls(version, key, shape, index["image_id"].combine_chunks(), rows, starts, shards)
 
     def __len__(self) -> int:
         """Distinct images."""
@@ -148,22 +149,38 @@ class FeatureStore:
         """Bytes of all tokens."""
         return sum(shard.nbytes for shard in self._shards)
 
+    @property
+    def dtype(self) -> Dtype:
+        """Type of the stored tokens."""
+        return _dtype(self.version)
+
     def placed(self, device: torch.device, place: Place) -> FeatureStore:
         """This store with its tokens on the device, in pinned memory of the host, or as they are."""
         if place == "mapped":
             return self
-        shards = (shard.to(device) if place == "device" else shard.pin_memory() for shard in self._shards)
-        return replace(self, _shards=tuple(shards))
+        # one piece: a row is then found by its number, and the host's allocator rounds up to a power of two only once
+        starts = np.cumsum([0, *(len(shard) for shard in self._shards)]).astype(np.int64)
+        some, rows = self._shards[0], int(starts[-1])
+        where, pin = (device, False) if place == "device" else (some.device, True)
+        whole = torch.empty(rows, some.shape[1], dtype=some.dtype, device=where, pin_memory=pin)
+        for start, shard in zip(starts, self._shards, strict=False):
+            whole[start : start + len(shard)].copy_(shard)
+        return replace(self, _starts=starts[[0, -1]], _shards=(whole,))
 
     def joined(self, views: FeatureStore) -> FeatureStore:
         """This store with the rows of a store of views behind its own, so that one number names any of them.
 
         Raises:
-            VersionError: the two do not hold tokens of one shape, or a name occurs in both.
+            VersionError: the two do not hold tokens of one shape and type, or a name occurs in both.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if views.dtype != self.dtype:
+            raise VersionError(
+                f"{views.version.url}: holds tokens of type {views.dtype}, {self.version.url} of type {self.dtype};"
+                " run `oacir embed` for both with one recipe"
+            )
         if views.shape != self.shape or pc.any(pc.is_in(views._ids, value_set=self._ids)).as_py():
             raise VersionError(
                 f"{views.version.url}: its views are none of the images in {self.version.url}; run `oacir embed` again"
@@ -221,41 +238,78 @@ class FeatureStore:
         """The tokens of those rows, [n, N, D] on the CPU, in the order of `rows`."""
         return self.gather(rows).to("cpu", dtype)
 
-    def gather(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """The tokens of those rows, [n, N, D] in the order of `rows`, as they are stored and where they lie."""
-        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
+    def gather(self, rows: npt.NDArray[np.int64], device: torch.device | None = None) -> Tensor:
+        """The tokens of those rows, [n, N, D] in the order of `rows`, as they are stored; int8 as float32.
+
+        Args:
+            rows: of this store.
+            device: where they are wanted; null leaves them where they lie. What is copied are the stored bytes: int8
+                becomes float32 there.
+        """
+        raw = self._raw(rows, to_gpu=device is not None and device.type == "cuda")
+        return unpack(raw if device is None else moved(raw, device), self.shape, self.dtype)
+
+    def _raw(self, rows: npt.NDArray[np.int64], to_gpu: bool) -> Tensor:
+        """The stored bytes of those rows, where they lie; in pinned memory if they go to a GPU from the host."""
         some = self._shards[0]
-        out = torch.empty(len(rows), *self.shape, dtype=some.dtype, device=some.device)
+        pin = to_gpu and some.device.type == "cpu"
+        out = torch.empty(len(rows), some.shape[1], dtype=some.dtype, device=some.device, pin_memory=pin)
+        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
         for shard in np.unique(shard_of_row):
             places = np.flatnonzero(shard_of_row == shard)
-            inside = torch.from_numpy(rows[places] - self._starts[shard])
-            out[torch.from_numpy(places).to(some.device)] = self._shards[shard][inside.to(some.device)]
+            inside = moved(torch.from_numpy(rows[places] - self._starts[shard]), some.device)
+            if len(places) == len(rows):
+                torch.index_select(self._shards[shard], 0, inside, out=out)
+            else:
+                out[moved(torch.from_numpy(places), some.device)] = self._shards[shard][inside]
         return out
 
 
-def _local_shards(version: Version, entries: Sequence[FileEntry], cache: Path) -> list[Path]:
-    if not storage.is_s3(version.url):
-        paths = [Path(version.path(entry.path)) for entry in entries]
-        for path, entry in zip(paths, entries, strict=True):
-            if not path.is_file() or path.stat().st_size != entry.size_bytes:
-                raise VersionError(
-                    f"{path}: missing or not {entry.size_bytes} bytes long; delete the store and run `oacir embed`"
-                )
-        return paths
-    folder = cache / version.manifest.content_hash
-    with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        return list(pool.map(lambda entry: _fetch(version, entry, folder), entries))
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU from pinned memory, without waiting for the copy."""
+    if device.type != "cuda" or tensor.device.type == "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
-def _fetch(version: Version, entry: FileEntry, folder: Path) -> Path:
-    path = folder / entry.path
-    if path.is_file() and path.stat().st_size == entry.size_bytes:
-        return path
-    data = storage.read_bytes(version.path(entry.path))
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+def _dtype(version: Version) -> Dtype:
+    said = version.manifest.figures.get("dtype")
+    for known in get_args(Dtype):
+        if said == known:
+            return known  # type: ignore[no-any-return]  # get_args knows no types
+    raise VersionError(
+        f"{version.url}: holds tokens of type {said}; this version of oacir reads {', '.join(get_args(Dtype))}"
+    )
+
+
+def _row_counts(version: Version, entries: Sequence[FileEntry], size: int) -> list[int]:
+    for entry in entries:
+        if entry.size_bytes % size:
+            raise VersionError(
+                f"{version.path(entry.path)}: {entry.size_bytes} bytes are no whole rows of {size}; delete the store"
+                " and run `oacir embed`"
+            )
+    return [entry.size_bytes // size for entry in entries]
+
+
+def _check_index(
+    version: Version, shard: npt.NDArray[np.int32], row: npt.NDArray[np.int64], counts: Sequence[int]
+) -> None:
+    """Whether every row that the index names is there."""
+    # a shard that is not there has no rows
+    room = np.array([*counts, 0])[np.where((shard >= 0) & (shard < len(counts)), shard, len(counts))]
+    wrong = np.flatnonzero((row < 0) | (row >= room))
+    if len(wrong):
+        first = int(wrong[0])
         raise VersionError(
-            f"{version.path(entry.path)}: its bytes are not those of the manifest; delete the store and run"
-            " `oacir embed`"
+            f"{version.path(INDEX)}.parquet: names row {row[first]} of shard {shard[first]}, which has {room[first]};"
+            " delete the store and run `oacir embed`"
         )
-    storage.write_bytes(str(path), data)
-    return path
+
+
+def _map(path: Path, rows: int) -> Tensor:
+    """A shard as [rows, …] of the widest whole numbers that its rows divide into: a gather copies so much at once."""
+    size = path.stat().st_size // rows
+    kind = next(k for k in (torch.int64, torch.int32, torch.int16, torch.uint8) if size % k.itemsize == 0)
+    width = size // kind.itemsize
+    return torch.from_file(str(path), shared=False, size=rows * width, dtype=kind).view(rows, width)

@@ -14,7 +14,8 @@ from infra.base import storage, versions
 from infra.base.versions import Version
 from training.anchors import anchors_of, load_anchors
 from training.data import all_quadruples, image_sizes, used_images
-from training.features import Dtype, FeatureStore, feature_key, processor_fingerprint, store_key
+from training.features import FeatureStore, feature_key, processor_fingerprint, store_key
+from training.stored import Dtype, Precision
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,11 +42,18 @@ class Contents:
         boxes = self.images["box"].to_pylist()
         return [f"{sha}#{','.join(map(str, box))}" for sha, box in zip(sha256s, boxes, strict=True)]
 
-    def feature_key(self, tower_hash: str, processor: AdaFocalProcessor, dtype: Dtype) -> str:
+    def feature_key(
+        self,
+        tower_hash: str,
+        processor: AdaFocalProcessor,
+        dtype: Dtype,
+        precision: Precision = "float32",
+    ) -> str:
         """The key of these tokens under a tower."""
         from training.model.views import view_key
 
-        return feature_key(tower_hash, processor_fingerprint(processor), dtype, view_key(self.view))
+        fingerprint = processor_fingerprint(processor)
+        return feature_key(tower_hash, fingerprint, dtype, view_key(self.view), precision)
 
     def find(self, root: str, keys: Collection[str], name: str | None = None) -> FeatureStore | None:
         """The store under a root that holds exactly this under one of the feature keys; None where none does.
@@ -79,7 +87,7 @@ class Contents:
             return text
         newest = max(stale, key=lambda version: version.manifest.created_at)
         key, wanted = newest.manifest.figures["feature_key"], " or ".join(sorted(keys))
-        other = f"made with key {key} (tower, preprocessing, dtype, view), the model needs {wanted}"
+        other = f"made with key {key} (tower, its precision, preprocessing, dtype, view), the model needs {wanted}"
         return f"{text}: {newest.url} is stale, {'of other images or boxes' if key in keys else other}"
 
     def require(self, store: FeatureStore) -> None:

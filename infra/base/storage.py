@@ -134,11 +134,11 @@ def _read_range(url: str, offset: int, length: int) -> bytes:
 
 
 @in_one_line
-def write_bytes(url: str, data: bytes) -> None:
+def write_bytes(url: str, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees all of it or nothing, also after a kill in mid-write."""
     filesystem_, path = filesystem(url)
     if is_s3(url):
-        filesystem_.pipe_file(path, data)
+        filesystem_.pipe_file(path, bytes(data))  # bytes are not copied; its client takes nothing else
         return
     target = Path(path)
     temporary = temporary_name(target)
@@ -175,7 +175,7 @@ def write_new(url: str, data: bytes) -> bool:
     return True
 
 
-def _write(file: Path, data: bytes) -> None:
+def _write(file: Path, data: bytes | memoryview) -> None:
     """Write a file of this machine until it is on the disk; a full one says so here."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as stream:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from training.features import FeatureStore
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
+    from training.stored import Dtype
     from training.stores import Contents
 
 MODEL_CONFIG = "config.json"
@@ -44,14 +45,18 @@ class ModelPlace:
 
     def feature_keys(self, contents: Contents) -> set[str]:
         """Keys of the features this model can read: those it was trained on, else all of its tower."""
-        from training.features import Dtype
+        from training.stored import Dtype, Precision
 
         if self.run is not None:
             role = "feature_key" if contents.view == "full" else "view_feature_key"
             return {str(self.run.manifest.figures[role])}
         model, processor = self.load()
         tower = model.tower_state_hash()
-        return {contents.feature_key(tower, processor, dtype) for dtype in get_args(Dtype)}
+        return {
+            contents.feature_key(tower, processor, dtype, precision)
+            for dtype in get_args(Dtype)
+            for precision in get_args(Precision)
+        }
 
 
 @dataclass(frozen=True)
@@ -165,11 +170,9 @@ class ImageTokens:
     """Tokens computed from the images themselves, rounded as a feature store would."""
 
     def __init__(
-        self, model: AdaFocalModel, processor: AdaFocalProcessor, uri_of: dict[str, str], dtype: str
+        self, model: AdaFocalModel, processor: AdaFocalProcessor, uri_of: dict[str, str], dtype: Dtype
     ) -> None:
-        from training.features import DTYPES
-
-        self.model, self.processor, self.uri_of, self.dtype = model, processor, uri_of, DTYPES[dtype]
+        self.model, self.processor, self.uri_of, self.dtype = model, processor, uri_of, dtype
 
     def tokens(self, image_ids: Sequence[str]) -> torch.Tensor:
         """See `engine.TokenSource`."""
@@ -181,8 +184,10 @@ class ImageTokens:
 
     def of_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens of preprocessed images, float32 [n, N, D]."""
+        from training.stored import rounded
+
         pixels = pixels.to(next(self.model.parameters()).device)
-        return self.model.encode_pixels(pixels).to(self.dtype).float().cpu()
+        return rounded(self.model.encode_pixels(pixels), self.dtype).cpu()
 
 
 def read_image(url: str, target_px: int | None = None) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,8 @@ from infra.base.command import Context
 from infra.base.errors import OacirError, VersionError
 from infra.base.versions import Version
 from pipelines.embed import embed
-from training.config import TrainRecipe
+from pipelines.embedder import gpu_pool
+from training.config import EmbedSection, TrainRecipe
 from training.export import build_model, build_processor
 from training.features import FeatureStore
 from training.model.config import preset
@@ -61,6 +63,101 @@ def test_tokens_are_the_towers_own(ray_session: None, benchmark: Version) -> Non
     # another modulation has the same tower: one store serves both models
     beta0 = recipe(benchmark, model={"modulation": "none"})
     assert embed(beta0, context(benchmark)).location == outcome.location
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16 arithmetic"])
+def test_int8_and_bfloat16_make_stores_of_their_own(ray_session: None, benchmark: Version, kind: str) -> None:
+    settings = {"dtype": "int8"} if kind == "int8" else {"precision": "bfloat16", "dtype": "float32"}
+    sizes = {"images_per_shard": 10, "batch_size": 4, "workers": 1}
+    exact = FeatureStore.open(
+        str(embed(recipe(benchmark, embed=sizes | {"dtype": "float32"}), context(benchmark)).location)
+    )
+    ours = recipe(benchmark, embed=sizes | settings)
+    outcome = embed(ours, context(benchmark))
+    assert outcome.figures["forwards"] == 24  # none of the other store's is taken for one of these
+    store = FeatureStore.open(str(outcome.location))
+    assert store.key != exact.key
+    found = store.version.manifest.figures
+    assert (found["dtype"], found["precision"]) == (ours.embed.dtype, ours.embed.precision)
+    assert store.size_bytes == outcome.figures["bytes"]
+    ids = [row["image_id"] for row in benchmark.table("images").to_pylist()]
+    whole, less = exact.tokens(exact.rows(ids)), store.tokens(store.rows(ids))
+    assert not torch.equal(whole, less)
+    if kind == "int8":
+        scale = whole.abs().amax(-1, keepdim=True) / 127
+        assert ((whole - less).abs() <= 0.51 * scale).all()
+        assert store.size_bytes / exact.size_bytes == (128 + 4) / (4 * 128)
+    else:
+        assert ((whole - less).norm() / whole.norm()).item() < 2e-2
+
+
+def test_the_manifest_holds_the_hashes_of_what_lies_there(ray_session: None, benchmark: Version) -> None:
+    """Of shards that this run wrote, hashed before they were, and of those of an earlier run."""
+    ours = recipe(benchmark, embed={"images_per_shard": 7, "batch_size": 4, "workers": 1})
+    url = Path(str(embed(ours, context(benchmark, "hashes")).location))
+    for lost in ("manifest.json", "index.parquet"), ("manifest.json", "shards/00001"):
+        entries = FeatureStore.open(str(url)).version.manifest.files
+        assert len(entries) == 4 + 1
+        for entry in entries:
+            assert hashlib.sha256((url / entry.path).read_bytes()).hexdigest() == entry.sha256
+        for file in [p for p in url.rglob("*") if str(p.relative_to(url)).startswith(lost)]:
+            file.unlink()
+        assert embed(ours, context(benchmark, "hashes")).location == str(url)
+
+
+def test_threads_that_decode_change_nothing(ray_session: None, benchmark: Version) -> None:
+    found = {}
+    for threads in (1, 5):
+        settings = {"images_per_shard": 10, "batch_size": 4, "workers": 1, "decode_threads": threads}
+        outcome = embed(recipe(benchmark, embed=settings), context(benchmark, f"threads-{threads}"))
+        found[threads] = FeatureStore.open(str(outcome.location)).version.manifest.content_hash
+    assert found[1] == found[5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "cpus", "shards", "expected"),
+    [
+        ({}, 1, 16.0, 80, (1, 4)),
+        ({}, 8, 64.0, 80, (8, 4)),
+        ({"decode_threads": 8}, 8, 64.0, 80, (8, 7)),  # a CPU is left for Ray's own tasks
+        ({"decode_threads": 8}, 8, 64.0, 3, (3, 8)),  # no more workers than shards
+        ({"workers": 2}, 8, 8.0, 80, (2, 3)),
+        ({}, 4, 4.0, 80, (4, 0.75)),
+        ({}, 1, 1.0, 80, (1, 0)),
+    ],
+)
+def test_gpu_workers_never_ask_for_more_cpus_than_there_are(
+    settings: dict[str, int], gpus: int, cpus: float, shards: int, expected: tuple[int, float]
+) -> None:
+    found = gpu_pool(EmbedSection(**settings), gpus, cpus, shards)
+    assert found == expected
+    workers, each = found
+    assert workers * each <= max(0.0, cpus - 1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "told"),
+    [
+        (None, 0, "the Ray session has no GPU"),
+        (3, 2, "embed.workers 3: each has a GPU, the Ray session has 2"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(workers: int | None, gpus: int, told: str) -> None:
+    with pytest.raises(OacirError, match=told):
+        gpu_pool(EmbedSection(workers=workers), gpus, 16.0, 80)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_computed(
+    ray_session: None, benchmark: Version
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    ours = recipe(benchmark, scaling={"use_gpu": True})
+    with pytest.raises(OacirError, match=r"scaling\.use_gpu: the Ray session has no GPU"):
+        embed(ours, context(benchmark, "no-gpu"))
+    plan = embed(ours, context(benchmark, "no-gpu-plan", dry_run=True))
+    assert "images_per_s_of_a_worker" not in plan.figures
+    assert plan.details[-1].startswith("scaling.use_gpu: no GPU here, so the time is not told")
 
 
 def test_a_random_tower_of_real_size_is_warned_of_once_in_the_plan_and_at_the_start(

@@ -2,63 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from small_store import KEY, TOKENS, WIDTH, Nothing, check, values, write_store
 
-from infra.base import storage, versions
-from infra.base.config import Config
+from infra.base import versions
 from infra.base.errors import OacirError, VersionError
 from training.features import FeatureStore, feature_key, processor_fingerprint, shard_path, store_key
-
-TOKENS, WIDTH = 3, 4
-KEY = feature_key("tower", "processor", "bfloat16")
-
-
-class Nothing(Config):
-    """A recipe without fields."""
-
-
-def values(count: int) -> torch.Tensor:
-    """Tokens whose every number is exact in bfloat16 and different from its neighbours."""
-    return torch.arange(count * TOKENS * WIDTH, dtype=torch.float32).reshape(count, TOKENS, WIDTH) % 200
-
-
-def write_store(root: str, *, commit: bool = True) -> str:
-    """Five contents in two shards; "d/4" and "d/4-copy" have the same bytes, so one row."""
-    draft = versions.start("features", "small", "k1", Nothing(), root=root)
-    files = []
-    for shard, (start, end) in enumerate([(0, 3), (3, 5)]):
-        path = shard_path(shard, [f"sha{i}" for i in range(start, end)])
-        data = values(5)[start:end].to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
-        storage.write_bytes(draft.path(path), data)
-        files.append(versions.file_entry(draft.url, path))
-    index = {
-        "image_id": ["d/0", "d/1", "d/2", "d/3", "d/4", "d/4-copy"],
-        "sha256": ["sha0", "sha1", "sha2", "sha3", "sha4", "sha4"],
-        "shard": pa.array([0, 0, 0, 1, 1, 1], pa.int32()),
-        "row": pa.array([0, 1, 2, 0, 1, 1], pa.int64()),
-    }
-    storage.write_table(draft.path("index.parquet"), pa.table(index))
-    files.append(versions.file_entry(draft.url, "index.parquet"))
-    figures = {"feature_key": KEY, "tokens": TOKENS, "width": WIDTH, "dtype": "bfloat16"}
-    if commit:
-        draft.commit(content_hash="c" * 64, files=files, figures=figures)
-    return draft.url
-
-
-def check(store: FeatureStore) -> None:
-    assert store.shape == (TOKENS, WIDTH)
-    assert store.key == KEY
-    assert len(store) == 5
-    rows = store.rows(["d/4", "d/0", "d/3", "d/0"])
-    assert rows.tolist() == [4, 0, 3, 0]
-    found = store.tokens(rows)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, values(5)[[4, 0, 3, 0]])
+from training.stored import Dtype, Precision, rounded, row_bytes
 
 
 def test_tokens_of_images_in_any_order_and_across_shards(tmp_path: Path) -> None:
@@ -123,13 +80,14 @@ def test_a_version_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_keys_see_everything_that_tokens_depend_on() -> None:
     keys = {
-        feature_key(tower, processor, dtype, view)
+        feature_key(tower, processor, dtype, view, precision)
         for tower in ("t1", "t2")
         for processor in ("p1", "p2")
-        for dtype in ("bfloat16", "float32")
+        for dtype in get_args(Dtype)
         for view in ("full", "crop:1,2,3,4")
+        for precision in get_args(Precision)
     }
-    assert len(keys) == 16
+    assert len(keys) == 48
     assert store_key(KEY, ["a", "b", "a"]) == store_key(KEY, ["b", "a"]) != store_key(KEY, ["a", "c"])
 
 
@@ -153,18 +111,80 @@ def test_a_fingerprint_sees_size_and_padding() -> None:
     assert len(found) == 3
 
 
-def test_a_store_on_s3_is_fetched_once(
-    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("column", "wrong", "told"),
+    [
+        ("row", pa.array([0, 1, 2, 0, 2, 1], pa.int64()), "names row 2 of shard 1, which has 2"),
+        ("row", pa.array([0, -1, 2, 0, 1, 1], pa.int64()), "names row -1 of shard 0, which has 3"),
+        ("shard", pa.array([0, 0, 0, 1, 1, 2], pa.int32()), "names row 1 of shard 2, which has 0"),
+    ],
+)
+def test_an_index_that_names_a_row_that_is_not_there_is_refused(
+    tmp_path: Path, column: str, wrong: pa.Array, told: str
 ) -> None:
-    url = write_store(f"{s3_bucket}/root")
-    check(FeatureStore.open(url, KEY, cache=tmp_path))
+    with pytest.raises(
+        VersionError, match=rf"index\.parquet: {told}; delete the store and run `oacir embed`"
+    ):
+        FeatureStore.open(write_store(str(tmp_path), index={column: wrong}))
 
-    def no_more(path: str) -> bytes:
-        if path.endswith(".bin"):
-            raise AssertionError(f"{path} was fetched again")
-        return real(path)
 
-    real = storage.read_bytes
-    monkeypatch.setattr(storage, "read_bytes", no_more)
-    check(FeatureStore.open(url, KEY, cache=tmp_path))
-    assert np.all([p.suffix == ".bin" for p in tmp_path.rglob("*") if p.is_file()])
+@pytest.mark.parametrize(
+    ("figure", "value", "told"),
+    [
+        ("width", 5, r"00000-.*\.bin: 72 bytes are no whole rows of 30"),
+        (
+            "dtype",
+            "float8",
+            "holds tokens of type float8; this version of oacir reads bfloat16, float32, int8",
+        ),
+    ],
+)
+def test_a_store_whose_figures_do_not_fit_its_shards_is_refused(
+    tmp_path: Path, figure: str, value: object, told: str
+) -> None:
+    manifest = Path(write_store(str(tmp_path))) / "manifest.json"
+    said = json.loads(manifest.read_text())
+    said["figures"][figure] = value
+    manifest.write_text(json.dumps(said))
+    with pytest.raises(VersionError, match=told):
+        FeatureStore.open(str(manifest.parent))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int8"])
+def test_a_gather_gives_what_was_stored_wherever_it_lies(tmp_path: Path, dtype: Dtype) -> None:
+    store = FeatureStore.open(write_store(str(tmp_path), dtype=dtype))
+    assert store.dtype == dtype
+    expected = rounded(values(5), dtype)
+    one_piece = store.placed(torch.device("cpu"), "device")
+    assert len(one_piece._shards) == 1
+    for rows in ([3, 0, 4, 0], [2, 1], [4], []):
+        for some in (store, one_piece):
+            assert torch.equal(some.gather(np.array(rows, np.int64)).float(), expected[rows])
+            assert torch.equal(some.tokens(np.array(rows, np.int64)), expected[rows])
+    assert store.size_bytes == one_piece.size_bytes == 5 * row_bytes(TOKENS, WIDTH, dtype)
+
+
+def test_what_is_copied_to_a_device_are_the_stored_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+
+    def watched(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copied.append(tensor.nbytes)
+        return tensor.to(device)
+
+    store = FeatureStore.open(write_store(str(tmp_path), dtype="int8"))
+    monkeypatch.setattr("training.features.moved", watched)
+    found = store.gather(np.array([4, 0]), torch.device("cpu"))
+    assert copied[-1] == 2 * TOKENS * (WIDTH + 4)
+    assert found.nbytes == 2 * TOKENS * WIDTH * 4
+
+
+def test_stores_of_other_types_are_not_joined(tmp_path: Path) -> None:
+    stores = [
+        FeatureStore.open(write_store(str(tmp_path / dtype), dtype=dtype)) for dtype in get_args(Dtype)[1:]
+    ]
+    with pytest.raises(
+        VersionError, match=r"holds tokens of type int8, .* of type float32; run `oacir embed`"
+    ):
+        stores[0].joined(stores[1])
