@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -135,27 +134,15 @@ class Embedder:
 
 def _see(item: Item) -> Any:
     """What is encoded of an image."""
+    from training.images import open_image
     from training.model.views import see
 
     sha256, _, box = item.content.partition("#")
-    image = _open(item.uri, sha256)
+    image = open_image(item.uri, sha256)
     if not box:
         return image
     x1, y1, x2, y2 = (int(v) for v in box.split(","))
     return see(image, (x1, y1, x2, y2), item.view)
-
-
-def _open(uri: str, sha256: str) -> Any:
-    from pipelines.images import ImageLimits, ImageRejected, decode
-
-    data = storage.read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise OacirError(f"{uri}: changed since the benchmark was built (another sha256); build it again")
-    try:
-        # what an image may measure was judged when the benchmark was built
-        return decode(data, ImageLimits(min_side_px=1, max_pixels=2**40, max_aspect=2.0**40)).image
-    except ImageRejected as error:
-        raise OacirError(f"{uri}: cannot be decoded ({error}); build the benchmark again") from error
 
 
 def load_tower(recipe: TrainRecipe) -> tuple[AdaFocalModel, AdaFocalProcessor]:
