@@ -14,7 +14,7 @@ from infra.base.command import Context, Outcome
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from pipelines.annotate import AnnotateStage
-from pipelines.collect import CollectStage, Listed, no_image, write_listing
+from pipelines.collect import CollectStage, Listed, expected_parts, no_image, write_listing
 from pipelines.config import BuildRecipe
 from pipelines.descriptors import OfflineDescriber
 from pipelines.earlier import Earlier, open_earlier
@@ -244,7 +244,7 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
             raise no_image(source, Counter(row["reason"] for row in source.rejects()))
         _check_domains(recipe, images)
     total = sum(images.values())
-    parts = -(-total // recipe.images_per_part)
+    parts = expected_parts(total, recipe.images_per_part)
     size = f" ({size_bytes / 1e6:,.1f} MB)" if size_bytes else ""
     lines = [
         f"plan: {total:,} images{size} of source {source.name} in about {parts:,} parts",

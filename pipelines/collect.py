@@ -39,6 +39,9 @@ NOT_YET = np.zeros(0, np.float32)
 LISTED, LAYOUT = f"{WORK}/listed.json", f"{WORK}/layout.json"
 IMAGES_AT_ONCE = 32
 READ_AHEAD = 8
+GROWTH, LARGEST_GROWN = 32, 1024
+"""A part may have a 32nd of the images before it, up to so many: handing a part to a worker costs a sixth of a second,
+which is much beside 256 images, and in a small collection every worker should get several."""
 REJECTS_AT_ONCE = 4096
 WORKING_SIDE_PX = 256
 """JPEGs are decoded at a reduced size whose shorter side is at least this; all that is measured needs no more."""
@@ -74,7 +77,7 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
     Args:
         source: what to list.
         version_url: where `listing/part-*.parquet` and `rejects/listing/part-00000.parquet` go.
-        images_per_part: fewest images of a part but the last.
+        images_per_part: fewest images of a part but the last; later ones have more (`part_images`).
 
     Raises:
         OacirError: the source lists an image twice or out of order, or no image at all.
@@ -119,6 +122,19 @@ def write_listing(source: Source, version_url: str, images_per_part: int) -> Lis
     return listed
 
 
+def part_images(fewest: int, before: int) -> int:
+    """Fewest images of the part that follows on `before` images."""
+    return max(fewest, min(before // GROWTH, LARGEST_GROWN))
+
+
+def expected_parts(images: int, fewest: int) -> int:
+    """About how many parts the listing of so many images has."""
+    parts = before = 0
+    while before < images:
+        parts, before = parts + 1, before + part_images(fewest, before)
+    return parts
+
+
 def no_image(source: Source, refused: Mapping[str, int]) -> OacirError:
     """The error of a source that lists nothing, with what it refused and why."""
     why = f"; refused: {dict(refused)}" if refused else ""
@@ -137,6 +153,7 @@ def _cut(source: Source, images_per_part: int) -> Iterator[pa.Table]:
     """The listing as tables of whole instances."""
     waiting: list[dict[str, Any]] = []
     last: tuple[str, str, str] = ("", "", "")
+    before = 0
     for table in source.listing():
         for row in table.to_pylist():
             key = (row["domain"], row["instance_id"], row["image_id"])
@@ -144,8 +161,9 @@ def _cut(source: Source, images_per_part: int) -> Iterator[pa.Table]:
                 raise OacirError(
                     f"source {source.name}: lists {key[2]} twice or out of order; please report it"
                 )
-            if key[:2] != last[:2] and len(waiting) >= images_per_part:
+            if key[:2] != last[:2] and len(waiting) >= part_images(images_per_part, before):
                 yield pa.Table.from_pylist(waiting, TABLES["listing"])
+                before += len(waiting)
                 waiting = []
             waiting.append(row)
             last = key

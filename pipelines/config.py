@@ -141,7 +141,8 @@ class BuildRecipe(Config):
     """An earlier version of this benchmark (path, URL or name/key): its images are not opened again, its pairs not
     annotated again, its instances keep their split; null builds everything."""
     images_per_part: int = Field(256, ge=1)
-    """Work is cut into parts of whole instances with at least so many images; a kill loses the parts in flight."""
+    """Work is cut into parts of whole instances with at least so many images (in a large collection up to 1024); a kill
+    loses the parts in flight."""
     workers: int | None = Field(None, ge=1)
     """Parallel workers; null = one per CPU of the Ray session."""
 

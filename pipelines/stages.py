@@ -168,11 +168,13 @@ def run_part(stage: Stage, version_url: str, part: int, watch: Watch = UNWATCHED
     result = stage(Part(part, tables, watch))
     if set(result.tables) != set(stage.outputs):
         raise ValueError(f"stage {stage.name} declares {stage.outputs} but made {sorted(result.tables)}")
-    files, hashes = [], {}
-    for name in stage.outputs:
-        table = conform(result.tables[name], schema_name(name))
-        files.append(write_part(version_url, part_path(name, part), table))
-        hashes[name] = f"{table_hash(table, schema_name(name)):064x}"
+    made = {name: conform(result.tables[name], schema_name(name)) for name in stage.outputs}
+    with ThreadPoolExecutor(
+        len(made)
+    ) as pool:  # each waits for the disk or the store much longer than it works
+        written = [pool.submit(write_part, version_url, part_path(n, part), t) for n, t in made.items()]
+        hashes = {name: f"{table_hash(table, schema_name(name)):064x}" for name, table in made.items()}
+    files = [each.result() for each in written]
     record = PartRecord(
         stage=stage.name,
         part=part,
@@ -202,7 +204,8 @@ def run_stages(
         OacirError: a part failed; what is done stays done.
     """
     records = {stage.name: _read_records(version_url, stage.name) for stage in stages}
-    pending = [p for p in range(parts) if any(p not in done for done in records.values())]
+    # the last parts of a listing are the largest: small ones at the end let the workers end together
+    pending = [p for p in reversed(range(parts)) if any(p not in done for done in records.values())]
     with Progress(label, parts, "parts", done=parts - len(pending)) as progress:
         for row in _stream(stages, version_url, pending, records, workers, label):
             if row["deaths"]:

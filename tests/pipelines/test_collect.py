@@ -15,7 +15,7 @@ from PIL import Image
 from infra.base import storage
 from infra.base.errors import OacirError
 from pipelines import collect as collecting
-from pipelines.collect import CollectStage, write_listing
+from pipelines.collect import CollectStage, expected_parts, part_images, write_listing
 from pipelines.images import ImageLimits
 from pipelines.records import REASONS, TABLES
 from pipelines.sources.image_folder import ImageFolder, ImageFolderConfig
@@ -68,6 +68,21 @@ def test_parts_are_runs_of_whole_instances(tmp_path: Path) -> None:
     assert (listed.images, listed.instances, listed.size_bytes) == (12, 4, 84)
     (account,) = listed.accounts()
     assert (account.check().taken_in, account.kept, account.rejected) == (13, 12, {"not_a_file": 1})
+
+
+def test_parts_grow_with_the_collection(tmp_path: Path) -> None:
+    listed = write_listing(Rows(keys({f"{n:03}": 1 for n in range(200)})), str(tmp_path), 2)
+    sizes = [
+        storage.read_table(str(tmp_path / part_path("listing", n))).num_rows for n in range(listed.parts)
+    ]
+    # 2 each until 96 are listed, then 96 // 32 = 3 each until 129, then 4 until 161, then 5, then the rest
+    assert sizes == [2] * 48 + [3] * 11 + [4] * 8 + [5] * 7 + [4]
+    assert expected_parts(200, 2) == len(sizes)
+
+
+def test_grown_parts_have_a_bound_and_larger_ones_are_not_cut() -> None:
+    assert [part_images(256, before) for before in (0, 8191, 16_384, 10**9)] == [256, 256, 512, 1024]
+    assert part_images(20_000, 10**9) == 20_000
 
 
 def test_listing_is_written_once_and_keeps_its_parts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Barrier
 
 import pyarrow as pa
 import pytest
@@ -90,6 +91,36 @@ def test_a_part_is_read_done_and_recorded(tmp_path: Path) -> None:
     assert (tmp_path / "v" / "_accounts" / "add" / "part-00000.json").exists()
 
 
+def test_the_outputs_of_a_part_are_written_at_once_and_its_record_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = prepared(tmp_path / "v", [[1, 2, 3]])
+    stage = Add(str(tmp_path / "log"))
+    prepare(stage, url)
+    begun, write, ended = Barrier(len(stage.outputs), timeout=30), storage.write_bytes, list[str]()
+
+    def watched(place: str, data: bytes) -> None:
+        if place.endswith(".parquet"):
+            begun.wait()  # breaks where one output waits for another
+        write(place, data)
+        ended.append(Path(place).name)
+
+    monkeypatch.setattr(storage, "write_bytes", watched)
+    record = run_part(stage, url, 0)
+    assert ended == ["part-00000.parquet", "part-00000.parquet", "part-00000.json"]
+    assert [file.path.rpartition("/")[0] for file in record.files] == list(stage.outputs)
+
+
+def test_a_part_of_which_an_output_cannot_be_written_has_no_record(tmp_path: Path) -> None:
+    url = prepared(tmp_path / "v", [[1, 2, 3]])
+    stage = Add(str(tmp_path / "log"))
+    prepare(stage, url)
+    (tmp_path / "v/_work/numbers/odd/part-00000.parquet/in the way").mkdir(parents=True)
+    with pytest.raises(OacirError, match=r"_work/numbers/odd/part-00000\.parquet: cannot be written"):
+        run_part(stage, url, 0)
+    assert not (tmp_path / "v/_accounts").exists()
+
+
 def test_an_output_that_was_not_declared_is_refused(tmp_path: Path) -> None:
     url = prepared(tmp_path / "v", [[1]])
     stage = Add(str(tmp_path / "log"))
@@ -145,6 +176,14 @@ def test_a_rerun_does_only_what_is_not_done(tmp_path: Path, ray_session: None) -
     again.write_text("")
     assert run_stages([Add(str(again))], url, 6, workers=2, label="adding") == result
     assert again.read_text() == ""
+
+
+@pytest.mark.ray
+def test_the_last_parts_which_are_the_largest_run_first(tmp_path: Path, ray_session: None) -> None:
+    url = prepared(tmp_path / "v", [[n] for n in range(5)])
+    log = tmp_path / "log"
+    run_stages([Add(str(log))], url, 5, workers=1, label="adding")
+    assert log.read_text().split() == ["setup", "4", "3", "2", "1", "0"]
 
 
 @pytest.mark.ray
