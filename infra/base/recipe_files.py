@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,11 +21,11 @@ def find_recipe(source: str) -> Path:
     """The path of a recipe: a file as given, else a shipped recipe of that name.
 
     Raises:
-        RecipeError: neither, with the names of the shipped ones.
+        RecipeError: neither, with the shipped name most like it, else all of them.
     """
     found = Path(source) if Path(source).is_file() else _shipped(source)
     if found is None:
-        raise RecipeError([f"--config {source}: no such file; {_shipped_names()}"])
+        raise RecipeError([f"--config {source}: no such file; {_meant(source)}"])
     return found
 
 
@@ -72,7 +73,7 @@ def _extended(path: Path, parent: str) -> Path:
     if beside.is_file() and not (shipped and beside.resolve() == path):
         return beside
     if shipped is None:
-        raise RecipeError([f"{path}: extends {parent}: no such file beside it; {_shipped_names()}"])
+        raise RecipeError([f"{path}: extends {parent}: no such file beside it; {_meant(parent)}"])
     return shipped
 
 
@@ -89,5 +90,7 @@ def _all_shipped() -> dict[str, Path]:
     return found
 
 
-def _shipped_names() -> str:
-    return f"shipped recipes: {', '.join(sorted(_all_shipped())) or 'none'}"
+def _meant(name: str) -> str:
+    known = sorted(_all_shipped())
+    near = difflib.get_close_matches(f"{Path(name).name.removesuffix('.yaml')}.yaml", known, n=1, cutoff=0.75)
+    return f"did you mean '{near[0]}'?" if near else f"shipped recipes: {', '.join(known) or 'none'}"

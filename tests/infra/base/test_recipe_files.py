@@ -60,7 +60,23 @@ def test_a_file_that_is_no_recipe_is_one_line(tmp_path: Path, text: str, says: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["nowhere.yaml", "a/tiny.yaml"])
+@pytest.mark.parametrize(
+    "source", ["photo", "phtos.yaml", "recipes/photos.yaml", "pipelines/recipes/photos.yml"]
+)
+def test_a_mistyped_recipe_name_says_which_is_meant(source: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        find_recipe(source)
+    assert list(error.value.problems) == [f"--config {source}: no such file; did you mean 'photos.yaml'?"]
+
+
+def test_a_mistyped_name_to_extend_says_which_is_meant(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"extends tinny: no such file beside it; did you mean 'tiny\.yaml'\?$"
+    ):
+        read_tree(write(tmp_path, "mine.yaml", "extends: tinny\n"))
+
+
+@pytest.mark.parametrize("source", ["nowhere.yaml", "a/b.yaml"])
 def test_unknown_recipe_name_lists_the_shipped_ones(source: str) -> None:
     with pytest.raises(RecipeError, match=r"no such file; shipped recipes: .*photos\.yaml.*tiny\.yaml"):
         find_recipe(source)
