@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
@@ -44,6 +45,8 @@ from pipelines.sources.world import WorldSource, WorldSourceConfig
 from pipelines.splits import Dealt, write_splits
 from pipelines.stages import PartRecord, publish, read_parts, run_stages, sum_counts, write_part
 from pipelines.summary import details_of, domain_figures, no_query, thresholds_line
+
+log = logging.getLogger(__name__)
 
 CHOSEN = "_work/distractors/chosen"
 READ_IN_PLACE: dict[type[Config], Callable[[Any], Source]] = {
@@ -153,7 +156,7 @@ def _make(
 def _check_domains(recipe: BuildRecipe, there: Collection[str]) -> None:
     """Refuse options for domains that the source does not have: they would do nothing, and nobody would see it.
 
-    Thresholds may name any: a recipe's serve several collections.
+    Thresholds may name any, since a recipe's serve several collections; those without effect are told.
     """
     named: dict[str, Iterable[str]] = {
         "variants.domains": recipe.variants.domains or (),
@@ -164,6 +167,13 @@ def _check_domains(recipe: BuildRecipe, there: Collection[str]) -> None:
             raise OacirError(
                 f"{key} names {', '.join(unknown)}; the source's domains are {', '.join(sorted(there))}"
             )
+    if unused := sorted(set(recipe.thresholds.domains) - set(there)):
+        by_default = sorted(set(there) - set(recipe.thresholds.domains))
+        log.warning(
+            "thresholds.domains names %s, which the source does not have; thresholds.default is for %s",
+            ", ".join(unused),
+            ", ".join(by_default) or "none of its domains",
+        )
 
 
 def _write_distractors(recipe: BuildRecipe, draft: versions.Draft, parts: int) -> dict[str, dict[str, int]]:

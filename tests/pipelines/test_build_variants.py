@@ -160,3 +160,25 @@ def test_a_domain_that_the_source_lacks_is_refused_before_a_photo_is_opened(
     chosen = BuildRecipe.model_validate(tree | {section: value})
     with pytest.raises(OacirError, match=rf"{section}\.domains names cars; the source's domains are car$"):
         build(chosen, Context(root=str(tmp_path), dry_run=dry_run))
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        (["cat", "care"], "care, cat, which the source does not have; thresholds.default is for car"),
+        (
+            ["car", "cat"],
+            "cat, which the source does not have; thresholds.default is for none of its domains",
+        ),
+        (["car"], None),
+    ],
+)
+def test_thresholds_for_a_domain_that_the_source_lacks_are_told(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, named: list[str], told: str | None
+) -> None:
+    tree = {"source": {"kind": "image_folder", "root": str(photos)}}
+    thresholds = {"default": LOOSE, "domains": dict.fromkeys(named, LOOSE)}
+    chosen = BuildRecipe.model_validate(tree | {"thresholds": thresholds})
+    build(chosen, Context(root=str(tmp_path), dry_run=True))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == ([f"thresholds.domains names {told}"] if told else [])
