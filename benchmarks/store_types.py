@@ -2,8 +2,8 @@
 
 python -m benchmarks.store_types --root oacir-data --model adafocal
 
-Takes a finished run (of `oacir demo`, say), embeds its benchmark once for each type into a temporary root, and ranks the
-test galleries with the same model. Everything is compared with tokens computed and stored in float32.
+Takes a finished run (of `oacir demo`, say), embeds its benchmark once for each type into a temporary root, and ranks
+the test galleries with the same model. Everything is compared with tokens computed and stored in float32.
 """
 
 from __future__ import annotations
