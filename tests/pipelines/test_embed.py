@@ -14,9 +14,9 @@ from small_benchmark import write_benchmark
 from infra.base import storage
 from infra.base.command import Context
 from infra.base.errors import OacirError, VersionError
-from infra.base.versions import Version
-from pipelines.embed import embed
-from pipelines.embedder import gpu_pool
+from infra.base.versions import Version, start
+from pipelines.embed import _plans, _row, embed
+from pipelines.embedder import Embedder, gpu_pool
 from training.config import EmbedSection, TrainRecipe
 from training.export import build_model, build_processor
 from training.features import FeatureStore
@@ -112,6 +112,34 @@ def test_threads_that_decode_change_nothing(ray_session: None, benchmark: Versio
         outcome = embed(recipe(benchmark, embed=settings), context(benchmark, f"threads-{threads}"))
         found[threads] = FeatureStore.open(str(outcome.location)).version.manifest.content_hash
     assert found[1] == found[5]
+
+
+def test_an_actor_makes_several_shards_of_a_task(ray_session: None, benchmark: Version) -> None:
+    """As on GPUs, where a shard is written while the next one is computed."""
+    import ray.data
+
+    ours = recipe(benchmark, embed={"images_per_shard": 5, "batch_size": 4, "workers": 1})
+    where = context(benchmark, "actors")
+    (plan,) = _plans(ours, where)
+    draft = start("features", "small", plan.key, ours, root=where.root)
+    rows = ray.data.from_items([_row(draft, plan, shard) for shard in plan.shards], override_num_blocks=2)
+    made = rows.map_batches(
+        Embedder,
+        fn_constructor_args=(ours, plan.tower_hash),
+        batch_size=3,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
+    ).take_all()
+    assert sorted((m["shard"], m["images"], m["error"]) for m in made) == [
+        (0, 5, ""), (1, 5, ""), (2, 5, ""), (3, 5, ""), (4, 4, ""),
+    ]  # fmt: skip
+    for row in made:
+        written = Path(draft.path(plan.shards[row["shard"]]["path"])).read_bytes()
+        assert hashlib.sha256(written).hexdigest() == row["sha256"]
+    assert embed(ours, where).message.endswith(f"(5 of 5 shards from an earlier run): {draft.url}")
+    plain = embed(ours, context(benchmark, "no-actors")).location
+    found = [FeatureStore.open(str(url)).version.manifest.content_hash for url in (draft.url, plain)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

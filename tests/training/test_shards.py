@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from s3_front import Call, Front, front_of
 from small_store import KEY, check, write_store
@@ -130,3 +131,10 @@ def test_bytes_that_are_not_the_manifests_are_refused(s3_bucket: str, tmp_path: 
         FeatureStore.open(url, KEY, cache=tmp_path)
     assert believed(tmp_path) == ["00000"]
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_shard_is_written_from_the_memory_it_was_made_in(s3_bucket: str, tmp_path: Path) -> None:
+    data = np.arange(48, dtype=np.uint8)
+    for url in (f"{s3_bucket}/shard.bin", str(tmp_path / "shard.bin")):
+        storage.write_bytes(url, data.data)
+        assert storage.read_bytes(url) == data.tobytes()
