@@ -151,7 +151,7 @@ def _processes(samples: Sequence[Sequence[str]]) -> list[dict[str, float]]:
 
 def bare_loop(paths: Sequence[str]) -> dict[str, float]:
     """What collecting needs of each image and nothing else, in this thread; the first images only warm up."""
-    from pipelines.collect import IMAGES_AT_ONCE, WORKING_SIDE_PX
+    from pipelines.collected import IMAGES_AT_ONCE, WORKING_SIDE_PX
     from pipelines.descriptors import OfflineDescriber, phash
     from pipelines.images import ImageLimits, decode
     from pipelines.measures import measure

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra import cli
-from pipelines import build, collect, stages
+from pipelines import build, collect, collected, stages
 from pipelines.images import DecodedImage, ImageLimits, ImageRejected
 
 LOOP, HELD = b"drill: hang in Python", b"drill: hang in C"
@@ -41,7 +41,7 @@ class Planted(collect.CollectStage):
 
     def setup(self) -> None:
         super().setup()
-        true_decode, true_read, hangs, refused = collect.decode, collect._read, self.hangs, self.refused
+        true_decode, true_read, hangs, refused = collected.decode, collect._read, self.hangs, self.refused
 
         def decode(data: bytes, limits: ImageLimits, **options: Any) -> DecodedImage:
             if hangs:
@@ -51,7 +51,7 @@ class Planted(collect.CollectStage):
         def read(uri: str) -> bytes | ImageRejected:
             return ImageRejected("timeout", "drilled") if uri in refused else true_read(uri)
 
-        collect.decode, collect._read = decode, read
+        collected.decode, collect._read = decode, read
 
 
 def ignore_finished() -> None:

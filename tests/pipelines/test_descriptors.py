@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from infra.base.config import load_recipe
 from infra.base.errors import OacirError
-from pipelines.collect import WORKING_SIDE_PX
+from pipelines.collected import WORKING_SIDE_PX
 from pipelines.config import BuildRecipe
 from pipelines.descriptors import HubDescriber, OfflineDescriber, calibrate, make_describer, phash
 from pipelines.images import ImageLimits, decode

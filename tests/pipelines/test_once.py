@@ -48,10 +48,10 @@ read_once = storage.read_bytes
 storage.read_bytes = lambda url: (read_once(url), read_once(url))[1]
 """
 SECOND_DECODE = """
-import pipelines.collect
+import pipelines.collected
 
-decode_once = pipelines.collect.decode
-pipelines.collect.decode = lambda *a, **k: (decode_once(*a, **k), decode_once(*a, **k))[1]
+decode_once = pipelines.collected.decode
+pipelines.collected.decode = lambda *a, **k: (decode_once(*a, **k), decode_once(*a, **k))[1]
 """
 
 
