@@ -29,6 +29,7 @@ DISTRIBUTED = "tests/training/test_distributed.py"
 REGIONS = "tests/training/model/test_regions.py"
 METRICS = "tests/training/test_metrics.py"
 FEED = "tests/training/test_feed.py"
+STORED = "tests/training/test_stored.py"
 TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
@@ -379,6 +380,34 @@ MUTATIONS = (
         "self.model = model.eval().to(self.device)",
         "self.model = model.train().to(self.device)",
         (ENGINE,),
+    ),
+    Mutation(
+        "int8: one scale for an image instead of one for each token",
+        "training/stored.py",
+        "scales = tokens.abs().amax(dim=-1, keepdim=True) / LARGEST",
+        "scales = tokens.abs().amax(dim=(1, 2), keepdim=True).expand(-1, tokens.shape[1], -1).contiguous() / LARGEST",
+        (STORED,),
+    ),
+    Mutation(
+        "int8: values cut off instead of rounded",
+        "training/stored.py",
+        ".round().clamp(",
+        ".trunc().clamp(",
+        (STORED,),
+    ),
+    Mutation(
+        "a store's key does not see the tower's precision",
+        "training/features.py",
+        'if precision != "float32":',
+        'if precision == "none":',
+        ("tests/training/test_features.py",),
+    ),
+    Mutation(
+        "tokens that are no numbers are stored",
+        "pipelines/encoding.py",
+        "return wrong[0] if wrong else None",
+        "return None",
+        ("tests/pipelines/test_encoding.py",),
     ),
 )
 
