@@ -5,17 +5,20 @@ The processes are forked, so they need no import of their own; each talks gloo o
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import tempfile
-from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from small_training import (
+    ROWS,
+    Gradients,
+    global_batch,
+    largest_relative_error,
+    on_processes,
+    part,
+    small_model,
+)
 from torch import Tensor
 
 from training import distributed
@@ -24,58 +27,8 @@ from training.batches import Batch
 from training.config import TrainRecipe
 from training.distributed import gather_rows, share
 from training.losses import info_nce
-from training.model.adafocal import AdaFocalModel
-from training.model.auto import random_model
-from training.model.config import preset
 from training.scoring import max_over_set
 from training.task import ContrastiveTask
-
-ROWS = 11
-"""Not divisible by 2 or 4: shares differ by a row."""
-Gradients = dict[str, Tensor]
-
-
-def small_model(dtype: torch.dtype) -> AdaFocalModel:
-    """Two layers, every kind of parameter; no dropout, whose masks would differ between world sizes."""
-    sizes = {
-        "vision_config.hidden_size": 16, "vision_config.num_attention_heads": 2, "vision_config.image_size": 28,
-        "qformer.hidden_size": 16, "qformer.num_attention_heads": 2, "qformer.num_hidden_layers": 2,
-        "qformer.intermediate_size": 16, "qformer.vocab_size": 20, "num_query_tokens": 3, "num_probe_tokens": 2,
-        "embed_dim": 8, "crm_heads": 2, "crm_layers": 1, "crm_feedforward": 16, "beta_hidden": 8,
-        "qformer.hidden_dropout_prob": 0.0, "qformer.attention_probs_dropout_prob": 0.0, "crm_dropout": 0.0,
-    }  # fmt: skip
-    return random_model(preset("tiny", **sizes), seed=1, with_tower=False).to(dtype).train()
-
-
-def global_batch(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Boxes in the first rows only, so that the last worker has none: it must not skip the CAAM alone.
-
-    The targets of rows 0 and 1 are one image, and those of rows 2 and 10, which different workers have.
-    """
-    generator = torch.Generator().manual_seed(5)
-    references, targets = torch.randn(2, ROWS, 17, 16, generator=generator, dtype=dtype)
-    targets[1], targets[10] = targets[0], targets[2]
-    mask = torch.ones(ROWS, 6, dtype=torch.long)
-    mask[::2, 4:] = 0
-    regions = (torch.rand(ROWS, 17, generator=generator) > 0.5).to(dtype)
-    regions[4:] = 0
-    ids = torch.randint(5, 20, (ROWS, 6), generator=generator)
-    return {
-        "reference_tokens": references,
-        "target_tokens": targets,
-        "input_ids": ids,
-        "attention_mask": mask,
-        "patch_mask": regions,
-    }
-
-
-def part(batch: dict[str, Tensor], rank: int, world_size: int) -> Batch:
-    """A worker's rows, each distinct target once."""
-    start, end = share(ROWS, rank, world_size)
-    own = {name: tensor[start:end] for name, tensor in batch.items()}
-    distinct, index = own["target_tokens"].unique(dim=0, return_inverse=True)
-    own["target_tokens"] = distinct
-    return Batch(**own, target_index=index, modulate=bool(batch["patch_mask"].any()), total=ROWS)
 
 
 def reference_gradients(dtype: torch.dtype) -> tuple[float, Gradients]:
@@ -85,39 +38,6 @@ def reference_gradients(dtype: torch.dtype) -> tuple[float, Gradients]:
     loss = info_nce(max_over_set(query.embedding, targets), model.temp, torch.arange(ROWS))
     loss.backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-def on_processes(world_size: int, work: Callable[[int], Any]) -> Any:
-    """What rank 0's `work` returns, with all ranks in one gloo group."""
-    context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.pt"
-
-        def run(rank: int) -> None:
-            torch.set_num_threads(1)
-            os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{folder}/meet",
-                rank=rank,
-                world_size=world_size,
-                timeout=timedelta(seconds=60),
-            )
-            found = work(rank)
-            if rank == 0:
-                torch.save(found, out)
-            dist.barrier()
-            dist.destroy_process_group()
-
-        processes = [context.Process(target=run, args=(rank,)) for rank in range(world_size)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=120)
-            if process.is_alive():
-                process.kill()
-        assert [p.exitcode for p in processes] == [0] * world_size
-        return torch.load(out, weights_only=True)
 
 
 def averaged_gradients(world_size: int) -> tuple[float, Gradients]:
@@ -137,15 +57,6 @@ def averaged_gradients(world_size: int) -> tuple[float, Gradients]:
 
     found: tuple[float, Gradients] = on_processes(world_size, work)
     return found
-
-
-def largest_relative_error(found: Gradients, expected: Gradients) -> float:
-    """Over the parameters whose gradient is more than rounding (biases of keys have none, for one)."""
-    assert found.keys() == expected.keys()
-    errors = {n: float((found[n] - expected[n]).norm() / expected[n].norm()) for n in expected}
-    judged = [error for n, error in errors.items() if expected[n].norm() > 1e-12]
-    assert len(judged) > len(expected) / 3
-    return max(judged)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
