@@ -150,8 +150,19 @@ class TrainingSection(Config):
     """Largest norm of the gradient; 0 does not clip."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an average of the weights over the steps, which is then what is measured and exported; null has none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass; weights and optimizer stay float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the forward pass; weights, loss and optimizer stay float32. float16 scales the loss, and skips
+    (and counts) a step whose gradient overflows."""
+    micro_batch_size: Positive | None = None
+    """Most queries that a worker encodes at once; null all of its share."""
+    negatives: Literal["batch", "micro_batch"] = "batch"
+    """What a query is told from. batch: the targets of the whole batch (GradCache: each micro-batch is encoded twice,
+    the gradient is that of the batch). micro_batch: those of its micro-batch on all workers alone, encoded once."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute the layer again in the backward pass: less memory, about a third
+    more time, the same numbers."""
+    compile: bool = False
+    """Compile the encoders' layers with torch.compile; the first steps then take minutes."""
     seed: int = 0
     """Seed of the order of the quadruples and of dropout."""
     dev_every_epochs: Positive | None = 1
@@ -173,6 +184,15 @@ class TrainingSection(Config):
             raise ValueError("select 'best_on_dev' needs dev_every_epochs")
         if self.patience is not None and self.select != "best_on_dev":
             raise ValueError("patience waits for a better dev measurement; set select to best_on_dev")
+        if self.negatives == "micro_batch" and (self.micro_batch_size or 1) < 2:
+            raise ValueError(
+                "negatives 'micro_batch' contrasts within micro-batches; set micro_batch_size to 2 or more"
+            )
+        if self.micro_batch_size is not None and self.micro_batch_size >= self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} never cuts a batch of {self.batch_size}; set it below,"
+                " or to null"
+            )
         if self.schedule == "onecycle" and self.betas != type(self)().betas:
             raise ValueError("schedule 'onecycle' cycles the first of betas; leave betas away")
         return self
@@ -220,12 +240,14 @@ class TrainRecipe(Config):
         """The key of a run: equal for recipes that give equal results on this data.
 
         Left out is where things lie and how they are executed. The number of workers, their threads and the ZeRO
-        stage stay in, because they decide over the order of sums, and the workers over the dropout masks.
+        stage stay in, because they decide over the order of sums, and the workers over the dropout masks; so do
+        micro-batches, whose masks are drawn one after another, and compiled layers, which round otherwise. Layers that
+        are computed again give the very same bits.
         """
         tree = self.model_dump(mode="json")
         for place in ("name", "dataset", "features", "embed"):
             del tree[place]
-        for setting in ("checkpoint_every_steps", "checkpoints_kept"):
+        for setting in ("checkpoint_every_steps", "checkpoints_kept", "activation_checkpointing"):
             del tree["training"][setting]
         for setting in ("cpus_per_worker", "max_failures", "features_in"):
             del tree["scaling"][setting]

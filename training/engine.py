@@ -13,10 +13,12 @@ from torch import Tensor
 
 from training.batches import Batch
 from training.config import TrainingSection, TrainRecipe
+from training.gradients import micro_batches
+from training.loss_scale import LossScale
 from training.meters import Parts
 from training.model.adafocal import AdaFocalModel
 from training.optim import build_optimizer, set_rates
-from training.task import ContrastiveTask, StepOutput
+from training.task import ContrastiveTask, StepOutput, joined
 
 MOST_REDUCED_AT_ONCE = 50_000_000
 
@@ -31,8 +33,17 @@ class Engine:
 
     def __init__(self, task: ContrastiveTask, recipe: TrainRecipe) -> None:
         self.training: TrainingSection = recipe.training
+        self.own_negatives = (
+            self.training.micro_batch_size if self.training.negatives == "micro_batch" else None
+        )
+        """Queries of a micro-batch that is a contrastive batch of its own."""
         self.shapes = {name: p.shape for name, p in task.model.named_parameters()}
         self.deepspeed = make_engine(task, recipe)
+        self.scale = LossScale() if self.training.precision == "float16" else None
+        self.loss_scale, self.skipped = 1.0, False
+        """Of the last step: its loss scale, and whether it was skipped because its gradient was no number."""
+        self.overflows = False
+        """Whether the last step's gradient was too large for float16 even unscaled; the same on every worker."""
         self.average = [p.detach().clone() for p in self.partitions] if self.training.ema_decay else []
         """Of an average of the weights: this rank's partitions of it."""
 
@@ -49,17 +60,40 @@ class Engine:
         return partitions
 
     def step(self, batch: Batch, step: int, total: int, parts: Parts) -> StepOutput:
-        """One optimizer step on this worker's part of a global batch; `step` counts from 0 to `total`."""
+        """One optimizer step on this worker's part of a global batch; `step` counts from 0 to `total`.
+
+        A step whose gradient overflows on any worker changes nothing on all of them.
+        """
         set_rates(self.deepspeed.optimizer.param_groups, step, total, self.training)
+        if self.scale is not None:
+            self.deepspeed.optimizer.override_loss_scale(self.scale.value)
+        pieces = micro_batches(batch, self.own_negatives, dist.get_world_size())
+        outputs = [self._gradients(p, batch.total, last=p is pieces[-1], parts=parts) for p in pieces]
+        with parts.time("optimizer"):
+            self.deepspeed.step()
+            self._judge_step()
+        return joined(outputs)
+
+    def _gradients(self, batch: Batch, total: int, last: bool, parts: Parts) -> StepOutput:
+        """Add the gradients of a piece of a global batch of `total`; after the last one they are complete."""
+        # ZeRO-1 adds up on each worker until the boundary; ZeRO-2 keeps no whole gradient and reduces every time
+        self.deepspeed.set_gradient_accumulation_boundary(last)
         with parts.time("forward"):
             output: StepOutput = self.deepspeed(batch)
         with parts.time("backward"):
-            self.deepspeed.backward(output.objective)
-        with parts.time("optimizer"):
-            self.deepspeed.step()
+            # the mean over the piece's queries becomes their share in the mean over all
+            self.deepspeed.backward(output.objective * (batch.total / total))
+        return output._replace(objective=output.objective.detach())
+
+    def _judge_step(self) -> None:
+        self.skipped = not self.deepspeed.was_step_applied()
+        if not self.skipped:
             for average, partition in zip(self.average, self.partitions, strict=bool(self.average)):
                 average.lerp_(partition, 1.0 - self.training.ema_decay)  # type: ignore[operator]  # there is one
-        return output
+        if self.scale is not None:
+            self.loss_scale = self.scale.value
+            self.overflows = self.skipped and self.scale.exhausted
+            self.scale.update(self.skipped)
 
     @property
     def rate(self) -> float:
@@ -85,6 +119,8 @@ class Engine:
         for i, partition in enumerate(self.partitions):
             kept = optimizer.state[partition]
             tensors |= {f"group{i}.weights": partition} | {f"group{i}.{k}": kept[k] for k in sorted(kept)}
+        if self.scale is not None:
+            tensors["loss_scale"] = self.scale.state()
         return tensors | {f"average{i}": average for i, average in enumerate(self.average)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -99,6 +135,8 @@ class Engine:
                 k: v if k == "step" else v.to(partition.device) for k, v in saved.items()
             }
         zero.update_lp_params()
+        if self.scale is not None:
+            self.scale.restore(tensors["loss_scale"])
         for i, average in enumerate(self.average):
             average.copy_(tensors[f"average{i}"])
 

@@ -24,8 +24,11 @@ HISTORY_COLUMNS = (
     "gradient_norm",
     "seconds",
     "data_seconds",
+    "loss_scale",
+    "skipped",
 )
-"""Of a step: norm of the gradient before clipping; seconds in all, and those spent waiting for the batch."""
+"""Of a step: norm of the gradient before clipping; seconds in all, and those spent waiting for the batch; the loss
+scale it ran under (1 but for float16), and 1 if it was skipped because its gradient was no number."""
 
 
 class DivergedError(OacirError):

@@ -28,7 +28,7 @@ from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
 from training.placement import place
 from training.stores import joined
-from training.task import ContrastiveTask
+from training.task import make_task
 
 POST_EVERY_S = 0.5
 JUDGED_EVERY_STEPS = 16
@@ -73,8 +73,7 @@ class Loop:
         self.device, self.training = device, job.recipe.training
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.sampler = sampler
-        precision = torch.bfloat16 if self.training.precision == "bfloat16" else torch.float32
-        self.engine = Engine(ContrastiveTask(model, precision), job.recipe)
+        self.engine = Engine(make_task(model, self.training), job.recipe)
         self.writer = CheckpointWriter(
             job.run_url, self.rank, self.world_size, self.training.checkpoints_kept
         )
@@ -150,9 +149,16 @@ class Loop:
             self.step += 1
             passed = time.perf_counter() - began
             # on a GPU the norm is not waited for here
-            rest = (self.engine.rate, self.engine.gradient_norm, passed, waited)
+            scale = (self.engine.loss_scale, float(self.engine.skipped))
+            rest = (self.engine.rate, self.engine.gradient_norm, passed, waited, *scale)
             self.history.add(self.step, epoch, rows, temperature, output, rest)
             self.last_rows = rows
+        if self.engine.overflows:
+            raise DivergedError(
+                f"the gradient of step {self.step} overflows float16 even unscaled (training.precision bfloat16 or"
+                " float32 would hold it)",
+                rows,
+            )
 
     def flush(self) -> None:
         """Complete the history of the last steps, and tell the driver."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.batches import Batch
+from training.compiled import compile_layers
 from training.distributed import gather_rows, share
+from training.gradients import encode, recompute_layers
 from training.model.adafocal import AdaFocalModel
 from training.model.interfaces import LossContext
+
+if TYPE_CHECKING:
+    from training.config import TrainingSection
 
 
 class StepOutput(NamedTuple):
@@ -28,18 +34,40 @@ class StepOutput(NamedTuple):
     beta: Tensor | None
 
 
+def joined(outputs: Sequence[StepOutput]) -> StepOutput:
+    """Outcomes of consecutive pieces of a worker's part as one."""
+    betas = [output.beta for output in outputs if output.beta is not None]
+    return StepOutput(
+        torch.stack([output.objective for output in outputs]).sum(),
+        torch.stack([output.loss_sum for output in outputs]).sum(),
+        torch.cat(betas) if betas else None,
+    )
+
+
+PRECISIONS = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+"""Arithmetic of the encoders by its name in a recipe."""
+
+
 class ContrastiveTask(nn.Module):
     """A model under its own objective, each query against the targets of all workers.
 
     Args:
         model: with or without its tower.
         precision: arithmetic of the encoders; scores and loss are float32 always.
+        micro_batch: most queries or targets that are encoded at once, with the same loss and gradients (see
+            `gradients.encode`); None encodes the part as a whole.
     """
 
-    def __init__(self, model: AdaFocalModel, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: AdaFocalModel,
+        precision: torch.dtype = torch.float32,
+        micro_batch: int | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
+        self.micro_batch = micro_batch
 
     def forward(self, batch: Batch) -> StepOutput:
         """One worker's part of a global batch.
@@ -50,14 +78,7 @@ class ContrastiveTask(nn.Module):
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         device = batch.reference_tokens.device.type
         with torch.autocast(device, self.precision, enabled=self.precision != torch.float32):
-            query, distinct = self.model(
-                batch.reference_tokens,
-                batch.target_tokens,
-                batch.input_ids,
-                batch.attention_mask,
-                batch.patch_mask,
-                batch.modulate,
-            )
+            query, distinct = encode(self.model, batch, self.micro_batch)
         targets = distinct[batch.target_index]  # [b, M, d]
         start, end = share(batch.total, rank, world_size)
         exact = self.model.temp.dtype  # float32, or float64 where a test asks for more digits
@@ -74,3 +95,17 @@ class ContrastiveTask(nn.Module):
         loss_sum = torch.stack(terms).sum() * (end - start)
         beta = None if query.beta is None else query.beta.detach().float()
         return StepOutput(loss_sum * (world_size / batch.total), loss_sum.detach(), beta)
+
+
+def make_task(model: AdaFocalModel, section: TrainingSection) -> ContrastiveTask:
+    """What a recipe trains, in its precision and with its ways to save memory.
+
+    Raises:
+        OacirError: it asks for compiled layers where nothing can compile.
+    """
+    if section.activation_checkpointing:
+        recompute_layers(model)
+    if section.compile:
+        compile_layers(model)
+    cached = section.micro_batch_size if section.negatives == "batch" else None
+    return ContrastiveTask(model, PRECISIONS[section.precision], cached)

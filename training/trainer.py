@@ -40,7 +40,10 @@ QUERIES_NAMED = 8
 """Queries of a batch that a complaint names, at most."""
 POLL_S = 0.2
 RAY_FOLDER = "ray"
-UNTIMED = ("step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate", "gradient_norm")
+UNTIMED = (
+    "step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate", "gradient_norm",
+    "loss_scale", "skipped",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
         "quadruples_seen": inputs.total_steps * batch,
         "batch_size": batch,
         "batch_size_per_worker": -(-batch // workers),
+        "queries_per_forward": min(recipe.training.micro_batch_size or batch, -(-batch // workers)),
         "workers": workers,
         "trained_parameters": trained,
         # weights and gradients in every worker, master weights and two moments divided among them
@@ -310,6 +314,7 @@ def _commit(
         "steps": last["step"],
         "exported_step": exported,
         "loss": last["loss"],
+        "skipped_steps": int(sum(history["skipped"].to_pylist())),
         "quadruples": inputs.queries,
         "dev": {m: pa.compute.mean(measured[m]).as_py() for m in MEASURES} if len(measured) else {},
         "feature_key": inputs.stores[0].key,

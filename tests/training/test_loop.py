@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from training import loop as loop_module
 from training.feed import Fed
 from training.history import DivergedError, History, Pending
 from training.loop import JUDGED_EVERY_STEPS, Loop
 from training.meters import Parts
+from training.task import StepOutput
 
 BATCH = np.array([4, 7, 9])
 BROKEN_AT = 45
@@ -56,7 +59,7 @@ class Worker(Loop):
         self.step += 1
         loss = float("nan") if self.step >= self.broken_at else 3.0
         sums = torch.tensor([loss * len(rows), 0.0, 0.0], dtype=torch.float64)
-        handle, rest = SimpleNamespace(wait=lambda: None), (1e-3, 1.0, 0.1, 0.0)
+        handle, rest = SimpleNamespace(wait=lambda: None), (1e-3, 1.0, 0.1, 0.0, 1.0, 0.0)
         pending = Pending(self.step, epoch, rows, float("nan"), torch.tensor(0.07), sums, handle, rest)
         self.history.pending.append(pending)
 
@@ -92,6 +95,37 @@ def test_a_healthy_worker_runs_to_the_end(tmp_path: Any) -> None:
     worker.run()
     assert worker.checkpoints[-1] == 200
     assert [row[0] for row in worker.history.rows] == list(range(1, 201))
+
+
+class Overflowing(Worker):
+    """A worker whose gradients are too large for float16 from some step on, scaled or not."""
+
+    def __init__(self, run_url: str) -> None:
+        super().__init__(run_url, broken_at=1000)
+        self.training.seed = 0
+        output = StepOutput(torch.tensor(1.0), torch.tensor(3.0), None)
+        self.engine = SimpleNamespace(
+            model=SimpleNamespace(train=lambda: None, temp=torch.tensor(0.07)),
+            step=lambda *_: output, rate=0.1, gradient_norm=math.inf, loss_scale=1.0, skipped=True, overflows=True,
+        )  # fmt: skip
+
+    train_step = Loop.train_step
+
+
+def test_a_gradient_that_no_scale_brings_into_float16_ends_the_training_at_its_step(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
+    worker = Overflowing(str(tmp_path))
+    with pytest.raises(
+        DivergedError, match="the gradient of step 1 overflows float16 even unscaled"
+    ) as caught:
+        worker.run()
+    assert caught.value.rows.tolist() == [4, 7, 9]
+    assert not worker.checkpoints
+    worker.history.flush()
+    row = worker.history.last
+    assert (row["step"], row["loss_scale"], row["skipped"]) == (1, 1.0, 1.0)
 
 
 class Judge(Loop):

@@ -46,6 +46,7 @@ class AdaFocalModel(PreTrainedModel):
     config_class = AdaFocalConfig
     base_model_prefix = "adafocal"
     main_input_name = "reference_tokens"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True  # as eager; `attn_implementation` chooses for the tower and the Q-Former
     own_parts: ClassVar[tuple[str, ...]] = ("caam.",)
     """Prefixes of the weights that other checkpoints of the family lack: a fine-tuning may start them from a seed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,10 @@ class ContextualReasoning(nn.Module):
     the form of the other two is ours.
     """
 
+    gradient_checkpointing = False
+    """As the Q-Former's."""
+    _gradient_checkpointing_func: Any = None
+
     def __init__(self, config: AdaFocalConfig, outputs: int) -> None:
         super().__init__()
         width, self.kind = config.qformer.hidden_size, config.crm
@@ -70,6 +74,12 @@ class ContextualReasoning(nn.Module):
 
     def forward(self, probes: Tensor) -> Tensor:
         """Probe hidden states [B, K, H] → β [B, outputs]."""
+        if self.gradient_checkpointing and self.training:
+            beta: Tensor = self._gradient_checkpointing_func(self._beta, probes)
+            return beta
+        return self._beta(probes)
+
+    def _beta(self, probes: Tensor) -> Tensor:
         if self.kind == "transformer":
             cls = self.cls_token.to(probes.dtype).expand(probes.shape[0], -1, -1)
             pooled = self.transformer_encoder(torch.cat([cls, probes], dim=1))[:, 0]

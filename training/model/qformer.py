@@ -14,7 +14,7 @@ biases the cross-attention, reads only some rows of the last layer, and trains o
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -283,6 +283,10 @@ class QFormer(nn.Module):
         ValueError: the configuration asks for an activation other than the exact GELU.
     """
 
+    gradient_checkpointing = False
+    """Whether the backward pass computes every layer again instead of keeping what lies in it (transformers' name)."""
+    _gradient_checkpointing_func: Any = None
+
     def __init__(self, config: Blip2QFormerConfig) -> None:
         super().__init__()
         if config.hidden_act != "gelu":
@@ -329,6 +333,11 @@ class QFormer(nn.Module):
             rows = torch.cat([rows, text.rows])
         rows = self.dropout(self.layernorm(rows))
         last = len(self.encoder.layer) - 1
+        again = self.gradient_checkpointing and self.training and maps is None
         for index, layer in enumerate(self.encoder.layer):
-            rows = layer(rows, layout, image, bias, read if index == last else "all", maps)
+            wanted = read if index == last else "all"
+            if again:
+                rows = self._gradient_checkpointing_func(layer, rows, layout, image, bias, wanted, None)
+            else:
+                rows = layer(rows, layout, image, bias, wanted, maps)
         return rows.view(batch, count, -1) if read == "queries" else rows
