@@ -128,10 +128,13 @@ class AdaFocalModel(PreTrainedModel):
         return (model, info) if told else model
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch; the frozen tower stays in eval mode."""
+        """As in torch; the tower stays in eval mode, so that nothing of it is dropped."""
         super().train(mode)
         if self.vision_model is not None:
             self.vision_model.eval()
+            for block in self.vision_model.encoder.layers:
+                # the block alone, not its parts: transformers computes one again in the backward pass only if it trains
+                block.training = mode and any(p.requires_grad for p in block.parameters())
         return self
 
     @property
@@ -159,15 +162,19 @@ class AdaFocalModel(PreTrainedModel):
         return vision.state_hash(self.tower)
 
     def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """What is trained, in the two groups that have their own learning rate: "caam" and "rest"."""
-        groups: dict[str, list[nn.Parameter]] = {"caam": [], "rest": []}
+        """What is trained, in the groups that have a learning rate of their own: "caam", "rest" and "tower"."""
+        groups: dict[str, list[nn.Parameter]] = {"caam": [], "rest": [], "tower": []}
+        prefixes = {"caam.": "caam", "vision_model.": "tower"}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                groups["caam" if name.startswith("caam.") else "rest"].append(parameter)
+                group = next((g for prefix, g in prefixes.items() if name.startswith(prefix)), "rest")
+                groups[group].append(parameter)
         return groups
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, 3, S, S] → tokens [B, N, D] of the frozen tower, before the trained LayerNorm; no gradient.
+        """Pixels [B, 3, S, S] → tokens [B, N, D] of the tower, before the trained LayerNorm.
+
+        No gradient, unless something of the tower is trained (`towers.prepare_tower`).
 
         Raises:
             OacirError: images of another size than the tower's, whose positions would be wrong.
@@ -178,6 +185,10 @@ class AdaFocalModel(PreTrainedModel):
                 f"pixels {list(pixels.shape)} are not [B, 3, {side}, {side}]; take the model's processor"
             )
         return vision.tower_tokens(self.tower, pixels)
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Tokens [B, N, D] as they are; pixels [B, 3, S, S] through the tower."""
+        return self.encode_pixels(images) if images.dim() == 4 else images
 
     @property
     def modulator(self) -> Modulator | None:
@@ -203,7 +214,7 @@ class AdaFocalModel(PreTrainedModel):
         """Encode reference, text and region.
 
         Args:
-            tokens: reference image tokens [B, N, D].
+            tokens: reference image tokens [B, N, D], or pixels [B, 3, S, S], which go through the tower first.
             input_ids: text token ids [B, L], [CLS] first.
             attention_mask: 1 for tokens, 0 for padding [B, L].
             patch_mask: 1 where the region touches a patch [B, N]; a row of zeros means no region, None none at all.
@@ -215,6 +226,7 @@ class AdaFocalModel(PreTrainedModel):
         Raises:
             OacirError: shapes that do not fit each other, or a text that does not start in its first column.
         """
+        tokens = self.image_tokens(tokens)
         self._check(tokens, input_ids, attention_mask, patch_mask)
         image, text = image_memory(tokens, self.vision_norm), self.embeddings(input_ids, attention_mask)
         modulation = self._modulation(image, text, patch_mask, modulate)
@@ -234,7 +246,8 @@ class AdaFocalModel(PreTrainedModel):
         return self.config.num_query_tokens, self.config.embed_dim
 
     def encode_target(self, tokens: Tensor) -> Rep:
-        """Image tokens [B, N, D] → M unit vectors per image, [B, M, d]."""
+        """Image tokens [B, N, D], or pixels [B, 3, S, S] → M unit vectors per image, [B, M, d]."""
+        tokens = self.image_tokens(tokens)
         hidden = self.qformer(self.query_tokens, None, image_memory(tokens, self.vision_norm), read="queries")
         return F.normalize(self.vision_projection(hidden), dim=-1)
 

@@ -31,11 +31,23 @@ from training.model.wordpiece import clean_text, train_wordpiece
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["AdaFocalProcessor", "Inputs", "train_wordpiece"]
+__all__ = ["AdaFocalProcessor", "Inputs", "normalise", "train_wordpiece"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SETTINGS_FILE = "processor_config.json"
+
+
+def normalise(squares: Tensor) -> Tensor:
+    """Samples 0 … 255 → what the tower takes, by CLIP's mean and deviation: [B, 3, S, S] uint8 → float32."""
+    mean, deviation = (
+        torch.tensor(v, dtype=torch.float32, device=squares.device).view(3, 1, 1)
+        for v in (CLIP_MEAN, CLIP_STD)
+    )
+    whole = torch.tensor(
+        255.0, device=squares.device
+    )  # a tensor: by a number some devices multiply by its inverse
+    return (squares.float() / whole - mean) / deviation
 
 
 class Inputs(NamedTuple):
@@ -103,9 +115,13 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Upright images of any size and mode → [B, 3, image_size, image_size] float32."""
+        return normalise(self.squares(images))
+
+    def squares(self, images: Sequence[Image.Image]) -> Tensor:
+        """The same before the last step, `normalise`: a quarter of the bytes, uint8 [B, 3, image_size, image_size]."""
         if not images:
-            return torch.zeros(0, 3, self.image_size, self.image_size)
-        return torch.from_numpy(np.stack([self._pixels(image) for image in images]))
+            return torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        return torch.from_numpy(np.stack([self._square(image) for image in images]))
 
     def view_boxes(
         self, regions: Sequence[Region | None], sizes: Sequence[tuple[int, int]]
@@ -262,7 +278,7 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
             )
         return pixel_box(box, *size)
 
-    def _pixels(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    def _square(self, image: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
         from PIL import Image  # not above: the model itself does without pillow
 
         image = image.convert("RGB")
@@ -276,6 +292,4 @@ class AdaFocalProcessor(PushToHubMixin):  # type: ignore[misc]  # transformers i
             image = image.resize((geometry.resized_width, geometry.resized_height), Image.Resampling.BICUBIC)
         left, top = geometry.crop_left, geometry.crop_top
         image = image.crop((left, top, left + size, top + size))
-        unit = np.asarray(image, np.float32) / np.float32(255)
-        normalised = (unit - np.asarray(CLIP_MEAN, np.float32)) / np.asarray(CLIP_STD, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))

@@ -117,10 +117,14 @@ def initialise_tower(tower: Tower, generator: torch.Generator) -> None:
         nn.init.normal_(mlp.fc1.bias, std=MLP_BIAS_STD, generator=generator)
 
 
-@torch.no_grad()
 def tower_tokens(tower: Tower, pixels: Tensor) -> Tensor:
-    """Image tokens before the trained LayerNorm: pixels [B, 3, H, W] → [B, N, D], token 0 the class token."""
-    tokens: Tensor = tower(pixel_values=pixels).last_hidden_state
+    """Image tokens before the trained LayerNorm: pixels [B, 3, H, W] → [B, N, D], token 0 the class token.
+
+    Without a gradient, unless something of the tower is trained.
+    """
+    trained = any(parameter.requires_grad for parameter in tower.parameters())
+    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+        tokens: Tensor = tower(pixel_values=pixels).last_hidden_state
     return tokens
 
 

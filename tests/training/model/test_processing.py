@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from infra.base.errors import OacirError
 from training.model.config import preset
-from training.model.processing import CLIP_MEAN, CLIP_STD, AdaFocalProcessor, train_wordpiece
+from training.model.processing import CLIP_MEAN, CLIP_STD, AdaFocalProcessor, normalise, train_wordpiece
 from training.model.views import TEMPLATES
 
 TEXTS = ["Show the dress on a mannequin, in a dark room!", "the same dress: outdoors (at night)."]
@@ -38,6 +38,15 @@ def test_pixels_by_hand(processor):
     torch.testing.assert_close(wide[0, :, 5, 35], black)
     torch.testing.assert_close(wide[0, :, 64, 35], black)
     torch.testing.assert_close(wide[0, :, 35, 35], expected)
+
+
+def test_normalising_late_changes_no_bit():
+    """Feature stores made while numpy normalised each image hold the same tokens."""
+    samples = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    unit = np.asarray(samples, np.float32)[..., None] / np.float32(255)
+    expected = (unit - np.asarray(CLIP_MEAN, np.float32)) / np.asarray(CLIP_STD, np.float32)
+    found = normalise(torch.from_numpy(samples).expand(2, 3, 16, 16))
+    assert np.array_equal(found[1].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
