@@ -94,10 +94,7 @@ def load_anchors(anchors: Sequence[Anchor], processor: AdaFocalProcessor) -> Anc
     from training.model.views import view_id
 
     def taken(anchor: Anchor) -> tuple[Tensor, PixelBox | None]:
-        region: Region | None = anchor.box
-        if processor.region == "mask" and anchor.mask is not None:
-            region = _read(anchor.mask, anchor.size)
-        size = [anchor.size]
+        region, size = region_of(anchor, processor), [anchor.size]
         return processor.regions([region], size)[0], processor.view_boxes([region], size)[0]
 
     distinct = list(dict.fromkeys(anchors))
@@ -112,6 +109,17 @@ def load_anchors(anchors: Sequence[Anchor], processor: AdaFocalProcessor) -> Anc
             for anchor, box in zip(anchors, boxes, strict=True)
         ],
     )
+
+
+def region_of(anchor: Anchor, processor: AdaFocalProcessor) -> Region | None:
+    """What marks the object of a query: its mask where the processor asks for masks and there is one, else its box.
+
+    Raises:
+        OacirError: the mask is gone or no longer the one that the benchmark was built with.
+    """
+    if processor.region == "mask" and anchor.mask is not None:
+        return _read(anchor.mask, anchor.size)
+    return anchor.box
 
 
 def _read(file: MaskFile, size: tuple[int, int]) -> Mask:

@@ -22,8 +22,8 @@ class Batch(NamedTuple):
     """One worker's part of a global batch.
 
     Attributes:
-        reference_tokens: frozen tokens of the references, float32 [b, N, D].
-        target_tokens: frozen tokens of the part's distinct targets, float32 [u, N, D].
+        reference_tokens: frozen tokens of the references, float32 [b, N, D]; online their pixels, [b, 3, S, S].
+        target_tokens: the same of the part's distinct targets, u of them.
         target_index: which of them each query has, int64 [b].
         input_ids, attention_mask: texts padded to the longest of the part, int64 [b, L].
         patch_mask: 1 where the region touches a patch, float32 [b, N].

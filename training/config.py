@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.base.config import Config, Name, recipe_hash
+from training.tower_config import TowerSection
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -233,8 +234,23 @@ class TrainRecipe(Config):
     """The frozen features."""
     training: TrainingSection = Field(default_factory=TrainingSection)
     """The learning."""
+    tower: TowerSection = Field(default_factory=TowerSection)
+    """The image tower while training."""
     scaling: ScalingSection = Field(default_factory=ScalingSection)
     """The machines."""
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        if self.tower.online and self.features is not None:
+            raise ValueError(
+                f"features has no effect with tower.mode {self.tower.mode!r}, which reads pixels; leave it away"
+            )
+        if self.tower.crop is not None and self.model.reference_view == "crop":
+            raise ValueError(
+                "tower.crop: with model.reference_view 'crop' only the object's box is seen, there is nothing around it"
+                " to cut away; leave tower.crop away"
+            )
+        return self
 
     def identity(self, dataset_hash: str, feature_key: str) -> str:
         """The key of a run: equal for recipes that give equal results on this data.
@@ -251,4 +267,7 @@ class TrainRecipe(Config):
             del tree["training"][setting]
         for setting in ("cpus_per_worker", "max_failures", "features_in"):
             del tree["scaling"][setting]
+        del tree["tower"]["readers"]
+        if not self.tower.online:
+            del tree["tower"]  # as before there was another way
         return recipe_hash(tree, dataset_hash, feature_key)

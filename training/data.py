@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from infra.base.versions import Version
 from pipelines.records import conform
 from training.anchors import anchors_of, load_anchors
 from training.batches import QuerySet, Rows
-from training.features import FeatureStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,15 +41,34 @@ def batch_instances(quadruples: pa.Table) -> Rows:
     return numbers
 
 
+class ImageRows(Protocol):
+    """What knows images by a row number: a feature store, or a benchmark's image files (`pixels.ImageSet`)."""
+
+    @property
+    def version(self) -> Version:
+        """Where they lie."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D) of an image's tokens."""
+        ...
+
+    def rows(self, image_ids: Sequence[str]) -> Rows:
+        """The row of each image."""
+        ...
+
+
 def load_queries(
-    quadruples: pa.Table, sizes: dict[str, tuple[int, int]], store: FeatureStore, processor: AdaFocalProcessor
+    quadruples: pa.Table, sizes: dict[str, tuple[int, int]], store: ImageRows, processor: AdaFocalProcessor
 ) -> QuerySet:
     """Quadruples as a set: texts tokenised, regions turned into patch masks, images looked up in the store.
 
     Args:
         quadruples: rows of the `quadruples` table.
         sizes: image_id → (width, height) of the upright image, pixels.
-        store: the feature store; where the processor shows a view of the references, joined with the store of those.
+        store: the images themselves, or the feature store; where the processor shows a view of the references, joined
+            with the store of those.
         processor: the model's.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from infra.base.versions import Version
 from training.batches import QuerySet, Rows
-from training.data import image_sizes, load_queries, read_quadruples
+from training.data import ImageRows, image_sizes, load_queries, read_quadruples
 from training.distributed import gather_rows, share
-from training.features import FeatureStore
 from training.metrics import instance_recall_at, oacir_ranks, recall_at
 from training.model.adafocal import AdaFocalModel
 
@@ -51,8 +50,16 @@ def mean_by_step(rows: Sequence[Sequence[float]]) -> dict[int, float]:
     return {step: sum(values) / len(values) for step, values in by_step.items()}
 
 
+class TokenRows(Protocol):
+    """What gives tokens by row: a feature store, or a tower as it is at the moment (`pixels.PixelTokens`)."""
+
+    def tokens(self, rows: Rows) -> Tensor:
+        """[n, N, D] float32, in the order of `rows`."""
+        ...
+
+
 def load_dev(
-    dataset: Version, store: FeatureStore, processor: AdaFocalProcessor, without: Sequence[str] = ()
+    dataset: Version, store: ImageRows, processor: AdaFocalProcessor, without: Sequence[str] = ()
 ) -> list[Gallery]:
     """The dev galleries, one per domain that has dev queries and is not left out, in order of the domain's name."""
     import pyarrow.compute as pc
@@ -82,7 +89,7 @@ def load_dev(
 
 
 def measure(
-    model: AdaFocalModel, store: FeatureStore, galleries: list[Gallery], device: torch.device, batch_size: int
+    model: AdaFocalModel, store: TokenRows, galleries: list[Gallery], device: torch.device, batch_size: int
 ) -> list[tuple[float, ...]]:
     """Dev metrics, the same on every worker: one row (queries, R_ID@1, R@1, R@5) per gallery, percent."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -112,7 +119,7 @@ def measure(
 
 
 def _ranks(
-    model: AdaFocalModel, store: FeatureStore, gallery: Gallery, rows: Rows, targets: Tensor, step: int
+    model: AdaFocalModel, store: TokenRows, gallery: Gallery, rows: Rows, targets: Tensor, step: int
 ) -> Tensor:
     """Ranks of target and instance for some queries of a gallery, int64 [n, 2]."""
     queries, parts = gallery.queries, [torch.zeros(0, 2, dtype=torch.int64)]

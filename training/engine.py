@@ -192,7 +192,9 @@ def make_engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
             parameter.dim() == 0
         ):  # the temperature; DeepSpeed broadcasts parameters as bytes and cannot view a scalar so
             parameter.data = parameter.data.view(1)
-    optimizer = build_optimizer(task.model.trainable_parameters(), recipe.training)
+    optimizer = build_optimizer(
+        task.model.trainable_parameters(), recipe.training, recipe.tower.learning_rate
+    )
     trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
     world_size = dist.get_world_size()
     config = {

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -36,12 +36,10 @@ class Fed(NamedTuple):
     batch: Batch
 
 
-class Feed:
-    """A worker's parts of the global batches of the steps `start` … `total`, in order.
+class BatchesAhead:
+    """A worker's parts of the global batches of the steps `start` … `total`, in order; `make` says what they hold.
 
     Args:
-        store: the frozen tokens.
-        queries: the training quadruples.
         sampler: the order of all epochs.
         rank, world_size: which part of every batch is this worker's.
         device: where the batches go.
@@ -50,17 +48,9 @@ class Feed:
     """
 
     def __init__(
-        self,
-        store: FeatureStore,
-        queries: QuerySet,
-        sampler: Sampler,
-        rank: int,
-        world_size: int,
-        device: torch.device,
-        start: int,
-        total: int,
+        self, sampler: Sampler, rank: int, world_size: int, device: torch.device, start: int, total: int
     ) -> None:
-        self.store, self.queries, self.sampler = store, queries, sampler
+        self.sampler = sampler
         self.rank, self.world_size, self.device = rank, world_size, device
         self.start, self.total = start, total
         self.waited_s = 0.0
@@ -72,7 +62,11 @@ class Feed:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    def __enter__(self) -> Feed:
+    def make(self, rows: Rows, start: int, end: int) -> Batch:
+        """The part `start` … `end` of the next global batch, of `rows`; called in the thread, step after step."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -130,10 +124,37 @@ class Feed:
     def _make(self, epoch: int, rows: Rows) -> tuple[Fed, Any]:
         start, end = share(len(rows), self.rank, self.world_size)
         if self._stream is None:
-            return Fed(epoch, rows, make_batch(self.queries, self.store, rows, start, end, self.device)), None
+            return Fed(epoch, rows, self.make(rows, start, end)), None
         with torch.cuda.stream(self._stream):
-            batch = make_batch(self.queries, self.store, rows, start, end, self.device)
-            return Fed(epoch, rows, batch), self._stream.record_event()
+            return Fed(epoch, rows, self.make(rows, start, end)), self._stream.record_event()
+
+
+class Feed(BatchesAhead):
+    """Batches of stored tokens.
+
+    Args:
+        store: the frozen tokens.
+        queries: the training quadruples.
+        sampler, rank, world_size, device, start, total: as of `BatchesAhead`.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        queries: QuerySet,
+        sampler: Sampler,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        start: int,
+        total: int,
+    ) -> None:
+        super().__init__(sampler, rank, world_size, device, start, total)
+        self.store, self.queries = store, queries
+
+    def make(self, rows: Rows, start: int, end: int) -> Batch:
+        """See `make_batch`."""
+        return make_batch(self.queries, self.store, rows, start, end, self.device)
 
 
 def make_batch(
@@ -146,22 +167,23 @@ def make_batch(
     own = rows[start:end]
     targets, target_index = np.unique(queries.target_rows[own], return_inverse=True)
     images, place = np.unique(np.concatenate([queries.reference_rows[own], targets]), return_inverse=True)
-    tokens = _to(store.gather(images), device).float()
-    where = _to(torch.from_numpy(place), device)
+    tokens = on_device(store.gather(images), device).float()
+    where = on_device(torch.from_numpy(place), device)
     input_ids, attention_mask = queries.texts(own)
     return Batch(
         tokens[where[: len(own)]],
         tokens[where[len(own) :]],
-        _to(torch.from_numpy(target_index), device),
-        _to(input_ids, device),
-        _to(attention_mask, device),
-        _to(queries.regions(own), device),
+        on_device(torch.from_numpy(target_index), device),
+        on_device(input_ids, device),
+        on_device(attention_mask, device),
+        on_device(queries.regions(own), device),
         bool(queries.patch_masks[rows].any()),
         len(rows),
     )
 
 
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, copied to a GPU through pinned memory without waiting for it."""
     if tensor.device == device or device.type != "cuda":
         return tensor.to(device)
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)

@@ -23,13 +23,15 @@ class Job:
     config: dict[str, Any]
     """Of the model (`AdaFocalConfig.to_dict`)."""
     weights: Any
-    """Object reference of the start weights without the tower, name → tensor."""
+    """Object reference of the start weights, name → tensor; those of the tower only where training reads pixels."""
     queries: Any
     """Object reference of the training `QuerySet`."""
     sampler: Any
     """Object reference of the `Sampler`."""
     galleries: Any
     """Object reference of the dev galleries."""
+    plan: Any
+    """Object reference of the `online.Plan`; None where training reads stored tokens."""
     board: Any
     """The `Board` actor."""
     total_steps: int

@@ -20,15 +20,17 @@ from training.checkpoints import CheckpointWriter
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
 from training.engine import Engine
 from training.features import FeatureStore
-from training.feed import Fed, Feed
+from training.feed import BatchesAhead, Fed, Feed
 from training.history import HISTORY_COLUMNS, DivergedError, History
 from training.job import BEST, TRAINED, Job
 from training.meters import Parts
 from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
+from training.pixels import PixelTokens
 from training.placement import place
 from training.stores import joined
 from training.task import make_task
+from training.towers import prepare_tower
 
 POST_EVERY_S = 0.5
 JUDGED_EVERY_STEPS = 16
@@ -41,10 +43,15 @@ def train_worker(job: Job) -> None:
     scaling = job.recipe.scaling
     torch.set_num_threads(scaling.threads_per_worker)
     device = get_device()
-    store = joined([FeatureStore.open(url, key) for url, key in job.stores])
-    store = place(store, device, scaling.features_in, ray.train.get_context().get_local_world_size())
     queries, sampler, galleries, weights = ray.get([job.queries, job.sampler, job.galleries, job.weights])
-    model = new_model(config_of(job.config), with_tower=False)
+    model = new_model(config_of(job.config), with_tower=job.plan is not None)
+    store: FeatureStore | PixelTokens
+    if job.plan is None:
+        store = joined([FeatureStore.open(url, key) for url, key in job.stores])
+        store = place(store, device, scaling.features_in, ray.train.get_context().get_local_world_size())
+    else:
+        prepare_tower(model, job.recipe.tower, job.recipe.training.seed)
+        store = PixelTokens(ray.get(job.plan), model, device)
     model.load_state_dict(weights)
     loop = Loop(job, model.to(device), store, queries, sampler, galleries, device)
     try:
@@ -63,7 +70,7 @@ class Loop:
         self,
         job: Job,
         model: AdaFocalModel,
-        store: FeatureStore,
+        store: FeatureStore | PixelTokens,
         queries: QuerySet,
         sampler: Sampler,
         galleries: list[Gallery],
@@ -110,18 +117,14 @@ class Loop:
                 began = time.perf_counter()
         self.finish()
 
-    def feed(self) -> Feed:
+    def feed(self) -> BatchesAhead:
         """This worker's batches from the present step to the last."""
-        return Feed(
-            self.store,
-            self.queries,
-            self.sampler,
-            self.rank,
-            self.world_size,
-            self.device,
-            self.step,
-            self.job.total_steps,
-        )
+        steps = (self.rank, self.world_size, self.device, self.step, self.job.total_steps)
+        if isinstance(self.store, FeatureStore):
+            return Feed(self.store, self.queries, self.sampler, *steps)
+        from training.online import SHARD, OnlineFeed  # Ray Data takes a second to load
+
+        return OnlineFeed(ray.train.get_dataset_shard(SHARD), self.store.plan, *steps)
 
     def exhausted(self) -> bool:
         """Whether dev has not become better for as many measurements as the recipe has patience for."""

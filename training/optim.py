@@ -1,4 +1,4 @@
-"""AdamW with the CAAM's own learning rate, and the course of the rate as a pure function of the step."""
+"""AdamW with rates of their own for CAAM and image tower, and the course of the rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -21,13 +21,20 @@ CYCLED_BETAS = (0.85, 0.95)
 
 
 def build_optimizer(
-    groups: Mapping[str, Sequence[nn.Parameter]], section: TrainingSection
+    groups: Mapping[str, Sequence[nn.Parameter]], section: TrainingSection, tower_rate: float = 0.0
 ) -> torch.optim.AdamW:
-    """AdamW over the model's parameter groups; a group without parameters (no CAAM) is left out."""
+    """AdamW over the model's parameter groups; a group without parameters (no CAAM) is left out.
+
+    Args:
+        groups: `AdaFocalModel.trainable_parameters()`.
+        section: how the model learns.
+        tower_rate: peak rate of the group "tower", what is trained of the image tower.
+    """
+    peaks = {name: getattr(section, field) for name, field in RATES.items()} | {"tower": tower_rate}
     parameters: list[dict[str, Any]] = [
-        {"params": list(members), "lr": peak, "peak": peak, "name": name}
+        {"params": list(members), "lr": peaks[name], "peak": peaks[name], "name": name}
         for name, members in groups.items()
-        if members and (peak := getattr(section, RATES[name]))
+        if members
     ]
     return torch.optim.AdamW(
         parameters, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay

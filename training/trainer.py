@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.base import storage
 from infra.base.command import Context, Outcome
+from infra.base.config import recipe_hash
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
@@ -52,7 +53,9 @@ class Inputs:
 
     dataset: Version
     stores: list[FeatureStore]
-    """Of the images, and of the references' views where the model sees those."""
+    """Of the images, and of the references' views where the model sees those; none where training reads pixels."""
+    source: str
+    """What the tokens depend on beside the images: the feature key, or tower and preprocessing."""
     model: AdaFocalModel
     processor: AdaFocalProcessor
     sampler: Sampler
@@ -76,7 +79,7 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
     if warning and not context.dry_run:
         logging.getLogger(__name__).warning(warning)
     inputs = _inputs(recipe, context)
-    key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.stores[0].key)
+    key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.source)
     if context.dry_run:
         return _plan(recipe, inputs, key)
     draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)
@@ -106,6 +109,8 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
 
 def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     from training.export import build_model, build_processor
+    from training.features import processor_fingerprint
+    from training.towers import prepare_tower
 
     dataset = resolve(context.root, "datasets", recipe.dataset, holding="quadruples")
     without = recipe.training.leave_out_domains
@@ -119,7 +124,14 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     processor = build_processor(
         recipe.model, model.config, lambda: training_texts(quadruples, recipe.model.text_entity)
     )
-    stores = list(_find_stores(recipe, context.root, dataset, model.tower_state_hash(), processor))
+    tower_hash = model.tower_state_hash()
+    stores: list[FeatureStore] = []
+    if recipe.tower.online:
+        source = recipe_hash({"tower": tower_hash, "processor": processor_fingerprint(processor)})
+        prepare_tower(model, recipe.tower, recipe.training.seed)
+    else:
+        stores = list(_find_stores(recipe, context.root, dataset, tower_hash, processor))
+        source = stores[0].key
     if recipe.training.select == "best_on_dev" and not len(read_quadruples(dataset, "dev", without)):
         raise OacirError(
             f"{dataset.url}: has no dev quadruples of the domains trained on; set training.select to last"
@@ -136,6 +148,7 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
     return Inputs(
         dataset=dataset,
         stores=stores,
+        source=source,
         model=model,
         processor=processor,
         sampler=sampler,
@@ -201,25 +214,46 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
 
     from infra.base.ray_session import connect
     from training.devset import load_dev
+    from training.online import streams
+    from training.pixels import ImageSet, image_set
+    from training.reader import make_plan
     from training.stores import joined
 
     connect()
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     sizes = image_sizes(inputs.dataset)
     without = recipe.training.leave_out_domains
-    quadruples, store = read_quadruples(inputs.dataset, "train", without), joined(inputs.stores)
+    quadruples = read_quadruples(inputs.dataset, "train", without)
+    store: FeatureStore | ImageSet
+    if recipe.tower.online:
+        config = inputs.model.config
+        shape = (config.num_image_tokens, config.vision_config.hidden_size)
+        store = image_set(inputs.dataset, inputs.processor, shape)
+    else:
+        store = joined(inputs.stores)
+    queries = load_queries(quadruples, sizes, store, inputs.processor)
     done = checkpoints.complete_steps(draft.url)
     board = ray.remote(num_cpus=0)(Board).remote()
-    weights = {k: v for k, v in inputs.model.state_dict().items() if not k.startswith("vision_model.")}
+    weights = inputs.model.state_dict()
+    plan, streamed = None, dict[str, Any]()
+    if isinstance(store, ImageSet):
+        plan = ray.put(
+            make_plan(recipe, inputs.dataset, quadruples, store, queries, inputs.sampler, inputs.processor)
+        )
+        side = inputs.processor.image_size
+        streamed = streams(recipe, draft.url, inputs.total_steps, plan, side)
+    else:
+        weights = {k: v for k, v in weights.items() if not k.startswith("vision_model.")}
     job = Job(
         recipe=recipe,
         run_url=draft.url,
         stores=tuple((store.version.url, store.key) for store in inputs.stores),
         config=inputs.model.config.to_dict(),
         weights=ray.put(weights),
-        queries=ray.put(load_queries(quadruples, sizes, store, inputs.processor)),
+        queries=ray.put(queries),
         sampler=ray.put(inputs.sampler),
         galleries=ray.put(load_dev(inputs.dataset, store, inputs.processor, without)),
+        plan=plan,
         board=board,
         total_steps=inputs.total_steps,
     )
@@ -242,6 +276,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=scaling.max_failures),
         ),
+        **streamed,
     )
     resumed = done[-1] if done else 0
     with Progress("train", inputs.total_steps, "steps", done=resumed) as progress, _Watch(board, progress):
@@ -291,9 +326,12 @@ def _commit(
     from training.devset import DEV_COLUMNS, MEASURES, mean_by_step
     from training.export import FOLDER, write_export
     from training.history import HISTORY_COLUMNS
+    from training.towers import merge_adapters
 
     chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
     inputs.model.load_state_dict(load(storage.read_bytes(draft.path(chosen))), strict=False)
+    if recipe.tower.mode == "lora":
+        merge_adapters(inputs.model)
     files: list[FileEntry] = write_export(inputs.model.eval(), inputs.processor, draft.url)
     last_step = checkpoints.complete_steps(draft.url)[-1]  # before the recipe's last where patience ran out
     state = checkpoints.load(draft.url, last_step, 0, recipe.scaling.workers)
@@ -317,7 +355,6 @@ def _commit(
         "skipped_steps": int(sum(history["skipped"].to_pylist())),
         "quadruples": inputs.queries,
         "dev": {m: pa.compute.mean(measured[m]).as_py() for m in MEASURES} if len(measured) else {},
-        "feature_key": inputs.stores[0].key,
         "regions": inputs.regions,
         "ms_per_step": {part: round(ms, 2) for part, ms in ms_per_step.items()},
     }
@@ -326,8 +363,9 @@ def _commit(
     parents = {"dataset": inputs.dataset.manifest.content_hash}
     for role, store in zip(("features", "views"), inputs.stores, strict=False):
         parents[role] = store.version.manifest.content_hash
-    if len(inputs.stores) > 1:
-        figures["view_feature_key"] = inputs.stores[1].key
+    for role, store in zip(("feature_key", "view_feature_key"), inputs.stores, strict=False):
+        figures[role] = store.key
+    figures["tower"] = recipe.tower.mode
     card_path = f"{FOLDER}/{card.FILE}"
     text = card.model_card(recipe, inputs.model, inputs.dataset.manifest, figures)
     storage.write_bytes(draft.path(card_path), text.encode())

@@ -145,3 +145,37 @@ def test_a_runs_key_depends_on_data_and_features() -> None:
     recipe = load_recipe(TrainRecipe, "tiny")
     keys = {recipe.identity(data, features) for data in "ab" for features in "cd"}
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ([("tower.crop", "0.5")], "crop: no effect with mode 'stored'"),
+        ([("tower.mode", "frozen"), ("tower.lora_rank", "4")], "lora_rank has an effect only with mode lora"),
+        ([("tower.mode", "lora"), ("tower.layers", "3")], "layers has an effect only with mode last"),
+        ([("tower.mode", "frozen"), ("tower.learning_rate", "1e-3")], "only with mode last or lora or full"),
+        ([("tower.mode", "full"), ("features", "there")], "features has no effect with tower.mode 'full'"),
+        (
+            [
+                ("tower.mode", "frozen"), ("tower.crop", "0.5"), ("model.modulation", "none"),
+                ("model.reference_view", "crop"),
+            ],
+            "leave tower.crop away",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_of_the_tower_without_effect_are_refused(
+    overrides: list[tuple[str, str]], told: str
+) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_recipe(TrainRecipe, "tiny", overrides)
+
+
+def test_a_runs_key_sees_the_tower_but_not_how_it_is_read() -> None:
+    def key(*overrides: tuple[str, str]) -> str:
+        return load_recipe(TrainRecipe, "tiny", overrides).identity("data", "features")
+
+    lora = ("tower.mode", "lora")
+    assert key() == key(("tower.mode", "stored"))
+    assert len({key(), key(lora), key(lora, ("tower.lora_rank", "4")), key(lora, ("tower.crop", "0.5"))}) == 4
+    assert key(lora, ("tower.readers", "3")) == key(lora)

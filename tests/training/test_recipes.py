@@ -17,12 +17,13 @@ from training.export import build_model, build_processor
 from training.model.processing import AdaFocalProcessor, Inputs
 from training.optim import build_optimizer, set_rates
 from training.task import make_task
+from training.towers import prepare_tower
 
 SHIPPED = sorted(Path(str(resources.files("training"))).glob("recipes/*.yaml"))
 # Every recipe keeps its preset, with its kind of tower, on few and narrow layers.
 SMALL = {
     "vision_config.image_size": 28, "vision_config.patch_size": 7, "vision_config.hidden_size": 32,
-    "vision_config.num_hidden_layers": 1, "vision_config.num_attention_heads": 4, "vision_config.intermediate_size": 32,
+    "vision_config.num_hidden_layers": 3, "vision_config.num_attention_heads": 4, "vision_config.intermediate_size": 32,
     "qformer.hidden_size": 16, "qformer.num_hidden_layers": 2, "qformer.num_attention_heads": 4,
     "qformer.intermediate_size": 16, "qformer.vocab_size": 200, "num_query_tokens": 4, "embed_dim": 8,
     "crm_feedforward": 16, "beta_hidden": 8,
@@ -52,21 +53,41 @@ def asked(processor: AdaFocalProcessor) -> tuple[Inputs, torch.Tensor]:
     return inputs, processor.pixels(photos[ROWS:])
 
 
+def learns(name: str, recipe: TrainRecipe) -> bool:
+    """Whether a parameter of that name is to be trained."""
+    if name.startswith("vision_model."):
+        assert recipe.tower.layers == 2
+        last = name.startswith(("vision_model.encoder.layers.1.", "vision_model.encoder.layers.2."))
+        modes = {"last": last, "lora": ".lora_" in name, "full": True}
+        return modes.get(recipe.tower.mode, False)
+    frozen = {
+        "query_tokens": recipe.model.trainable_queries,
+        "caam.probe_tokens": recipe.model.trainable_probes,
+    }
+    return frozen.get(name, True)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_takes_a_step(path: Path) -> None:
-    """Whatever is to be trained has a gradient and moves; whatever is frozen, the tower above all, stays."""
+    """Whatever is to be trained has a gradient and moves; whatever is frozen, as a rule the tower, stays."""
     recipe = small_recipe(path)
     model = build_model(recipe.model).train()
     clip = recipe.model.preset == "vit_l"
     assert model.config.vision_config.model_type == ("clip_vision_model" if clip else "blip_2_vision_model")
+    if recipe.tower.online:
+        prepare_tower(model, recipe.tower, recipe.training.seed)
     inputs, target_pixels = asked(build_processor(recipe.model, model.config, lambda: TEXTS))
     region = inputs.patch_mask
     assert bool(region.any()) == (recipe.model.reference_view != "crop")
+    images = [
+        pixels if recipe.tower.online else model.encode_pixels(pixels)
+        for pixels in (inputs.pixels, target_pixels)
+    ]
     batch = Batch(
-        model.encode_pixels(inputs.pixels), model.encode_pixels(target_pixels), torch.arange(ROWS),
+        *images, torch.arange(ROWS),
         inputs.input_ids, inputs.attention_mask, region, modulate=bool(region.any()), total=ROWS,
     )  # fmt: skip
-    optimizer = build_optimizer(model.trainable_parameters(), recipe.training)
+    optimizer = build_optimizer(model.trainable_parameters(), recipe.training, recipe.tower.learning_rate)
     set_rates(optimizer.param_groups, 5, 10, recipe.training)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -80,10 +101,7 @@ def test_every_shipped_recipe_takes_a_step(path: Path) -> None:
     assert torch.isfinite(output.loss_sum)
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-        assert parameter.requires_grad != name.startswith("vision_model.") or name in (
-            "query_tokens",
-            "caam.probe_tokens",
-        )
+        assert parameter.requires_grad == learns(name, recipe), name
         moved = not torch.equal(parameter, before[name])
         assert moved == (
             parameter.requires_grad and bool(parameter.grad.abs().any() or before[name].any())
