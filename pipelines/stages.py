@@ -13,8 +13,9 @@ import json
 import logging
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -37,6 +38,8 @@ MACHINE_COLUMNS = frozenset(
     {"uri", "mask_uri", "reference_mask_uri", "mark", "detail", "descriptor", "object"}
 )
 READERS = 16
+AHEAD, AHEAD_BYTES = 8, 64 << 20
+"""Parts of a table that are read at a time from a store that answers late, and how much of them may wait in memory."""
 DEATHS_OF_A_PART = 10
 """So many workers may die over one part before the run stops."""
 
@@ -145,10 +148,30 @@ def write_part(version_url: str, path: str, table: pa.Table) -> versions.FileEnt
 def read_parts(
     version_url: str, table: str, parts: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The parts of a table in order, one in memory at a time."""
-    for part in range(parts):
-        url = storage.join(version_url, part_path(table, part))
-        yield storage.read_table(url, list(columns) if columns else None)
+    """The parts of a table in order, one in memory at a time; of S3 a few ahead, up to AHEAD_BYTES.
+
+    Raises:
+        OacirError: a part cannot be read.
+    """
+    urls = [storage.join(version_url, part_path(table, part)) for part in range(parts)]
+    wanted = list(columns) if columns else None
+    if not storage.is_s3(version_url):
+        for url in urls:
+            yield storage.read_table(url, wanted)
+        return
+    coming: deque[Future[pa.Table]] = deque()
+    ahead = 1  # how large a part is shows the first one
+    with ThreadPoolExecutor(AHEAD) as pool:
+        try:
+            for part in range(parts):
+                for url in urls[part + len(coming) : part + ahead]:
+                    coming.append(pool.submit(storage.read_table, url, wanted))
+                found = coming.popleft().result()
+                ahead = max(1, min(AHEAD, AHEAD_BYTES // max(1, found.nbytes)))
+                yield found
+        finally:
+            for waiting in coming:
+                waiting.cancel()
 
 
 def prepare(stage: Stage, version_url: str) -> None:
