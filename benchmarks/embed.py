@@ -163,12 +163,13 @@ class Bench:
         return len(self.photos) / spent
 
     def _shard(self, number: int, items: list[Photo]) -> Shard[Photo]:
-        def write(rows: Tensor) -> memoryview:
-            data = rows.numpy().data.cast("B")
-            storage.write_bytes(str(self.folder / f"{number}.bin"), data)
-            return data
+        def data(rows: Tensor) -> memoryview:
+            return rows.numpy().data.cast("B")
 
-        return Shard(number, items, [item.path for item in items], write)
+        def write(whole: memoryview) -> None:
+            storage.write_bytes(str(self.folder / f"{number}.bin"), whole)
+
+        return Shard(number, items, [item.path for item in items], data, write)
 
     def _settle(self) -> None:
         if self.device.type == "cuda":

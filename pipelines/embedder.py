@@ -103,12 +103,13 @@ class Embedder:
         missing = [i for i, place in enumerate(held) if place is None]
         items = [Item(row["view"], str(row["uris"][i]), str(row["contents"][i])) for i in missing]
 
-        def write(computed: Tensor) -> memoryview:
-            data = self._with_copies(computed, missing, held).numpy().data.cast("B")
-            storage.write_bytes(str(row["url"]), data)
-            return data
+        def data(computed: Tensor) -> memoryview:
+            return self._with_copies(computed, missing, held).numpy().data.cast("B")
 
-        return Shard(int(row["shard"]), items, [item.uri for item in items], write)
+        def write(whole: memoryview) -> None:
+            storage.write_bytes(str(row["url"]), whole)
+
+        return Shard(int(row["shard"]), items, [item.uri for item in items], data, write)
 
     def _with_copies(self, computed: Tensor, missing: list[int], held: list[Place | None]) -> Tensor:
         """All rows of a shard from those that were computed and those that earlier stores hold."""

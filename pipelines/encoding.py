@@ -39,6 +39,8 @@ class Encoded(NamedTuple):
 class _Batch(NamedTuple):
     rows: Tensor
     """Of all images of its list."""
+    finite: Tensor
+    """Of all images of its list: whether its tokens are finite numbers, bool [n]."""
     start: int
     end: int
     last: bool
@@ -85,14 +87,13 @@ class TowerEncoder(Generic[Item]):
             OacirError: what `pixels` raises of an image.
         """
         waiting: deque[_Batch] = deque()
-        finite: list[tuple[int, Tensor]] = []
         try:
             for batch in self._batches(lists):
                 waiting.append(batch)
                 if len(waiting) > AHEAD:
-                    yield from self._step(waiting.popleft(), finite)
+                    yield from self._step(waiting.popleft())
             while waiting:
-                yield from self._step(waiting.popleft(), finite)
+                yield from self._step(waiting.popleft())
         finally:
             for batch in waiting:
                 for image in batch.decoded:
@@ -107,6 +108,7 @@ class TowerEncoder(Generic[Item]):
         free = deque(self._buffer() for _ in range(AHEAD + 1))
         for items in lists:
             rows = torch.empty(len(items), self.row_bytes, dtype=torch.uint8, pin_memory=self.on_gpu)
+            finite = torch.empty(len(items), dtype=torch.bool, pin_memory=self.on_gpu)
             for start in range(0, len(items), self.batch_size):
                 end = min(start + self.batch_size, len(items))
                 # its last reader was the batch AHEAD + 1 before, whose copy to the device is over (`_step`)
@@ -116,7 +118,7 @@ class TowerEncoder(Generic[Item]):
                     self._pool.submit(self._decode, item, place)
                     for item, place in zip(items[start:end], pixels, strict=True)
                 ]
-                yield _Batch(rows, start, end, end == len(items), pixels, decoded)
+                yield _Batch(rows, finite, start, end, end == len(items), pixels, decoded)
 
     def _buffer(self) -> Tensor:
         return torch.empty(self.batch_size, 3, self.side, self.side, pin_memory=self.on_gpu)
@@ -124,7 +126,7 @@ class TowerEncoder(Generic[Item]):
     def _decode(self, item: Item, place: Tensor) -> None:
         place.copy_(self.pixels(item))
 
-    def _step(self, batch: _Batch, finite: list[tuple[int, Tensor]]) -> Iterator[Encoded]:
+    def _step(self, batch: _Batch) -> Iterator[Encoded]:
         """Compute one batch; the rows of its list, if it is their last."""
         for image in batch.decoded:
             image.result()
@@ -134,22 +136,22 @@ class TowerEncoder(Generic[Item]):
             copied = torch.cuda.current_stream(self.device).record_event()
         with torch.no_grad():
             tokens = self.encode(pixels)
-            batch.rows[batch.start : batch.end].copy_(pack(tokens, self.dtype), non_blocking=self.on_gpu)
-            finite.append((batch.start, tokens.isfinite().flatten(1).all(dim=1)))
+            own = slice(batch.start, batch.end)
+            batch.rows[own].copy_(pack(tokens, self.dtype), non_blocking=self.on_gpu)
+            batch.finite[own].copy_(tokens.isfinite().flatten(1).all(dim=1), non_blocking=self.on_gpu)
         if self.on_gpu:
             copied.synchronize()  # the buffer is filled again from here on; the tower computes meanwhile
         if batch.last:
-            yield Encoded(batch.rows, self._waiter(finite.copy()))
-            finite.clear()
+            yield Encoded(batch.rows, self._waiter(batch.finite))
 
-    def _waiter(self, finite: list[tuple[int, Tensor]]) -> Callable[[], int | None]:
+    def _waiter(self, finite: Tensor) -> Callable[[], int | None]:
         done = torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
 
         def wait() -> int | None:
             if done is not None:
                 done.synchronize()
-            wrong = [start + int(n) for start, whole in finite for n in (~whole).nonzero()]
-            return wrong[0] if wrong else None
+            wrong = (~finite).nonzero()
+            return int(wrong[0]) if len(wrong) else None
 
         return wait
 
@@ -182,8 +184,10 @@ class Shard(NamedTuple, Generic[Item]):
     """Images whose tokens are computed."""
     names: Sequence[str]
     """What they are called in a message."""
-    write: Callable[[Tensor], memoryview]
-    """Gets their rows, puts the file where it belongs and gives back its bytes; raises OacirError."""
+    data: Callable[[Tensor], memoryview]
+    """Their rows → the bytes of the file; raises OacirError."""
+    write: Callable[[memoryview], None]
+    """Puts the file where it belongs, whole or not at all; raises OacirError."""
 
 
 class Made(NamedTuple):
@@ -198,7 +202,10 @@ class Made(NamedTuple):
 def make_shards(encoder: TowerEncoder[Item], shards: Sequence[Shard[Item]]) -> Iterator[Made]:
     """Make shards in order, each written and hashed while the next one is computed; ends with the first error."""
     encoded = encoder(shard.items for shard in shards)
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher,
+    ):
         under_way: Future[Made] | None = None
         for shard in shards:
             try:
@@ -210,7 +217,7 @@ def make_shards(encoder: TowerEncoder[Item], shards: Sequence[Shard[Item]]) -> I
                 return
             if under_way is not None:
                 yield under_way.result()
-            under_way = writer.submit(_finish, shard, found)
+            under_way = writer.submit(_finish, shard, found, hasher)
         if under_way is not None:
             yield under_way.result()
 
@@ -220,13 +227,17 @@ def _at_once() -> int | None:
     return None
 
 
-def _finish(shard: Shard[Item], found: Encoded) -> Made:
+def _finish(shard: Shard[Item], found: Encoded, hasher: ThreadPoolExecutor) -> Made:
     wrong = found.wait()
     if wrong is not None:
         told = "its tokens are no finite numbers; check model.weights, or set embed.precision to float32"
         return Made(shard.number, "", f"{shard.names[wrong]}: {told}")
     try:
-        data = shard.write(found.rows)
+        data = shard.data(found.rows)
+        digest = hasher.submit(
+            lambda: hashlib.sha256(data).hexdigest()
+        )  # beside the write: both take as long
+        shard.write(data)
     except OacirError as error:
         return Made(shard.number, "", str(error))
-    return Made(shard.number, hashlib.sha256(data).hexdigest(), "")
+    return Made(shard.number, digest.result(), "")

@@ -405,7 +405,7 @@ MUTATIONS = (
     Mutation(
         "tokens that are no numbers are stored",
         "pipelines/encoding.py",
-        "return wrong[0] if wrong else None",
+        "return int(wrong[0]) if len(wrong) else None",
         "return None",
         ("tests/pipelines/test_encoding.py",),
     ),

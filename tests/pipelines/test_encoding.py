@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Sequence
@@ -82,12 +83,17 @@ def test_the_next_batches_are_decoded_while_the_tower_computes() -> None:
 
 
 def shards(lists: dict[int, Sequence[int]], written: dict[int, bytes]) -> list[Shard[int]]:
-    def write(number: int, rows: Tensor) -> memoryview:
-        written[number] = rows.numpy().tobytes()
-        return memoryview(written[number])
+    def write(number: int, whole: memoryview) -> None:
+        written[number] = whole.tobytes()
 
     return [
-        Shard(n, items, [f"{i}.jpg" for i in items], lambda rows, n=n: write(n, rows))  # type: ignore[misc]
+        Shard(
+            n,
+            items,
+            [f"{i}.jpg" for i in items],
+            lambda rows: memoryview(rows.numpy().tobytes()),
+            functools.partial(write, n),
+        )
         for n, items in lists.items()
     ]
 
@@ -105,9 +111,9 @@ def test_a_shard_is_written_while_the_next_one_is_computed() -> None:
     made.encode = last
     first, second = shards({0: [1, 2], 1: [10, 11]}, written)
 
-    def waiting(rows: Tensor) -> memoryview:
+    def waiting(whole: memoryview) -> None:
         assert computed.wait(30), "the next shard waits for this one's file"
-        return first.write(rows)
+        first.write(whole)
 
     found = list(make_shards(made, [first._replace(write=waiting), second]))
     assert [(m.number, m.error) for m in found] == [(0, ""), (1, "")]
