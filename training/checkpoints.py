@@ -6,7 +6,9 @@ leaves the last complete step intact. Nothing is unpickled.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,17 +21,32 @@ from infra.base.errors import OacirError
 FOLDER = "checkpoints"
 GROWTH = 0.05
 """Distance of checkpoints as a share of the finished steps, until the longest distance is reached."""
+FREE_S, MOST_OF_TIME = 30.0, 0.1
+"""Seconds of writing that are not counted, and the share of the time that writing may take from then on."""
 _STEP = re.compile(r"step-(\d{8})")
 _PART = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
 
 
-def is_due(step: int, last: int, longest: int) -> bool:
+def is_due(step: int, last: int, longest: int, least: int = 1) -> bool:
     """Whether a checkpoint is written after `step` finished steps, the one before it after `last`.
 
     The distance grows with the work at stake: a kill repeats at most 5 % of the finished steps (and the one being
-    written), never more than `longest`.
+    written), never more than `longest`; unless it has to be `least`, see `least_distance`.
     """
-    return step - last >= max(1, min(longest, int(GROWTH * step)))
+    return step - last >= max(least, min(longest, int(GROWTH * step)), 1)
+
+
+def least_distance(write_s: float, spent_s: float, step_s: float) -> int:
+    """Steps that have to lie between two checkpoints so that writing takes at most a tenth of the time.
+
+    Args:
+        write_s: seconds that the last one took from the copy to the last byte.
+        spent_s: seconds of all so far; the first 30 are free, so that small models keep every early step.
+        step_s: seconds of a step.
+    """
+    if spent_s <= FREE_S or step_s <= 0:
+        return 1
+    return max(1, math.ceil(write_s / (MOST_OF_TIME * step_s)))
 
 
 def complete_steps(run_url: str) -> list[int]:
@@ -77,12 +94,15 @@ class CheckpointWriter:
         self.run_url, self.rank, self.world_size, self.kept = run_url, rank, world_size, kept
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
+        self.last_s, self.spent_s = 0.0, 0.0
+        """Seconds that the last finished one took, and all of them."""
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Copy the state and start writing it; waits for the one before, and raises what that one raised."""
         self.wait()
+        began = time.monotonic()
         copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-        self._under_way = self._pool.submit(self._write, step, copies)
+        self._under_way = self._pool.submit(self._write, step, copies, began)
 
     def wait(self) -> None:
         """Wait until nothing is under way; raises what the writing raised."""
@@ -97,12 +117,14 @@ class CheckpointWriter:
         finally:
             self._pool.shutdown()
 
-    def _write(self, step: int, state: dict[str, Tensor]) -> None:
+    def _write(self, step: int, state: dict[str, Tensor], began: float) -> None:
         from safetensors.torch import save
 
         storage.write_bytes(_part_url(self.run_url, step, self.rank, self.world_size), save(state))
         if self.rank == 0:
             self._prune()
+        self.last_s = time.monotonic() - began
+        self.spent_s += self.last_s
 
     def _prune(self) -> None:
         done = complete_steps(self.run_url)

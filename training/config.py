@@ -175,7 +175,8 @@ class TrainingSection(Config):
     patience: Positive | None = None
     """Stop after so many dev measurements in a row without a new best mean; null trains to the end."""
     checkpoint_every_steps: Positive = 50
-    """Longest distance of checkpoints; early ones lie closer, so that a kill repeats at most a tenth of the steps."""
+    """Longest distance of checkpoints; early ones lie closer, so that a kill repeats at most a tenth of the steps. They
+    lie farther apart where writing them would take more than a tenth of the time (after the first 30 s of it)."""
     checkpoints_kept: Annotated[int, Field(ge=2)] = 2
     """Complete checkpoints kept while training."""
 

@@ -16,6 +16,14 @@ def share(count: int, rank: int, world_size: int) -> tuple[int, int]:
     return start, start + base + (rank < extra)
 
 
+def largest_of_all(value: float, device: torch.device) -> float:
+    """The largest of all workers' values, on each of them; waits for the slowest."""
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return float(shared)
+
+
 def gather_rows(rows: Tensor, count: int) -> Tensor:
     """The rows of all workers in rank order, differentiable.
 

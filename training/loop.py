@@ -18,6 +18,7 @@ from training import checkpoints
 from training.batches import QuerySet, Sampler
 from training.checkpoints import CheckpointWriter
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
+from training.distributed import largest_of_all
 from training.engine import Engine
 from training.features import FeatureStore
 from training.feed import BatchesAhead, Fed, Feed
@@ -89,6 +90,8 @@ class Loop:
         self.last_rows = np.zeros(0, np.int64)
         self.parts = Parts()
         self.step, self.saved, self.posted = 0, 0, 0.0
+        self.least = 1
+        """Steps that the next checkpoint has to keep away from the last one."""
 
     def run(self) -> None:
         """Resume, train to the last step, and leave the trained weights in the run."""
@@ -108,7 +111,11 @@ class Loop:
                 if self._dev_is_due(ended_epoch, fed.epoch):
                     self.measure_dev(fed.epoch)
                 every = self.training.checkpoint_every_steps
-                if self.step == total or self.exhausted() or checkpoints.is_due(self.step, self.saved, every):
+                if (
+                    self.step == total
+                    or self.exhausted()
+                    or checkpoints.is_due(self.step, self.saved, every, self.least)
+                ):
                     self.save()
                 elif self.step % JUDGED_EVERY_STEPS == 0:
                     self.judge()
@@ -150,6 +157,7 @@ class Loop:
         output = self.engine.step(batch, self.step, self.job.total_steps, self.parts)
         with self.parts.time("record"):
             self.step += 1
+            self.parts.steps += 1
             passed = time.perf_counter() - began
             # on a GPU the norm is not waited for here
             scale = (self.engine.loss_scale, float(self.engine.skipped))
@@ -213,8 +221,11 @@ class Loop:
                     f"the weights are no numbers any more after step {self.step}", self.last_rows
                 )
             self.writer.save(self.step, self.state())
-            if self.step < 1 / checkpoints.GROWTH:
+            if self.step < 1 / checkpoints.GROWTH and self.least == 1:
                 self.writer.wait()  # so early that one lost step is more than a twentieth of the work
+            least = checkpoints.least_distance(self.writer.last_s, self.writer.spent_s, self.parts.step_s)
+            # every worker has clocks of its own; all have to save after the same steps
+            self.least = int(largest_of_all(float(least), self.device))
         self.saved = self.step
 
     def state(self) -> dict[str, Tensor]:

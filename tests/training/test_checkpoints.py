@@ -9,7 +9,7 @@ import torch
 
 from infra.base.errors import OacirError
 from training import checkpoints
-from training.checkpoints import CheckpointWriter, is_due
+from training.checkpoints import FREE_S, CheckpointWriter, is_due, least_distance
 
 
 def state(value: float) -> dict[str, torch.Tensor]:
@@ -44,6 +44,32 @@ def test_checkpoints_grow_rare() -> None:
         if is_due(step, last, 500):
             last, written = step, written + 1
     assert written < 200
+
+
+def test_writing_takes_a_tenth_of_the_time_at_most() -> None:
+    step_s, write_s, last, least, spent = 0.2, 6.0, 0, 1, 0.0
+    for step in range(1, 20_001):
+        if is_due(step, last, 50, least):
+            last, spent = step, spent + write_s
+            least = least_distance(write_s, spent, step_s)
+    assert spent <= FREE_S + write_s + 0.1 * 20_000 * step_s
+    assert least == 300  # 60 s of steps, of which 6 s pass while one is written
+
+
+def test_cheap_checkpoints_and_the_first_of_any_lie_as_close_as_the_work_at_stake_asks() -> None:
+    assert least_distance(write_s=0.01, spent_s=1000.0, step_s=0.2) == 1
+    assert least_distance(write_s=6.0, spent_s=FREE_S, step_s=0.2) == 1
+
+
+def test_a_writer_knows_what_it_cost(tmp_path: Path) -> None:
+    writer = CheckpointWriter(str(tmp_path), 0, 1, 2)
+    writer.save(1, state(1.0))
+    writer.wait()
+    first = writer.last_s
+    writer.save(2, state(2.0))
+    writer.close()
+    assert writer.spent_s == pytest.approx(first + writer.last_s)
+    assert first > 0
 
 
 def test_a_step_is_complete_when_every_rank_has_written(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Worker(Loop):
         self.sampler: Any = SimpleNamespace(steps_per_epoch=total)
         self.parts = Parts()
         self.engine: Any = SimpleNamespace(model=SimpleNamespace(train=lambda: None))
-        self.rank, self.step, self.saved, self.posted = 1, 0, 0, 0.0
+        self.rank, self.step, self.saved, self.posted, self.least = 1, 0, 0, 0.0, 1
         self.history, self.galleries, self.dev = History(), [], []
         self.broken_at, self.checkpoints = broken_at, list[int]()
 
