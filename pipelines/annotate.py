@@ -52,8 +52,8 @@ def deal(
         options: shares.
         gallery_dev_share: share of the instances without a query of their own for the dev galleries.
         seed: of the draws.
-        keep: instance → split that a valid instance has had before and keeps. Others are dealt around these; one that
-            shares an image by its bytes with a kept one goes where that is.
+        keep: instance → split that a valid instance has had before and keeps; of one in the reserve it is noted. Others
+            are dealt around the valid ones; one that shares an image by its bytes with a kept one goes where that is.
 
     Returns:
         Rows of `records.SPLITS`, sorted by instance.
@@ -86,6 +86,7 @@ def deal(
                 "category": group["category"],
                 "split": name,
                 "gallery": gallery,
+                "last_split": (keep or {}).get(instance_id) if reserve else None,
             }
         )
     return dealt

@@ -62,7 +62,8 @@ class Earlier:
     parts: tuple[tuple[Key, Key], ...]
     """The first and last key of each part of its listing."""
     splits: Mapping[str, str]
-    """Instance → train, dev or test; those in reserve are left out. Empty in the workers, which do not need it."""
+    """Instance → train, dev or test that it is in, or was in before it fell to the reserve. Empty in the workers, which
+    do not need it."""
     texts_of: frozenset[str]
     """Domains whose texts would be written again by the same annotator with the same options."""
 
@@ -176,6 +177,12 @@ def _same(before: Mapping[str, Mapping[str, Any]], image: Mapping[str, Any]) -> 
     return known is not None and all(known.get(c) == image.get(c) for c in SAME_FOR_TEXTS)
 
 
+def kept_splits(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Instance → split that it has, or had before it fell to the reserve, from rows of `records.SPLITS`."""
+    found = {r["instance_id"]: r.get("last_split") if r["split"] == "reserve" else r["split"] for r in rows}
+    return {instance: split for instance, split in found.items() if split}
+
+
 def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
     """The earlier version that a recipe updates.
 
@@ -230,7 +237,7 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
         url=version.url,
         content_hash=version.manifest.content_hash,
         parts=tuple(keys),
-        splits={r["instance_id"]: r["split"] for r in rows if r["split"] != "reserve"},
+        splits=kept_splits(rows),
         texts_of=frozenset(
             domain
             for domain in {r["domain"] for r in rows}

@@ -125,6 +125,8 @@ SPLITS = pa.schema(
         pa.field(
             "gallery", pa.string(), nullable=False
         ),  # dev | test: where it is a distractor if it has no query
+        # of the reserve: the split that it had in a version that this one updates, and gets back when it is valid again
+        pa.field("last_split", pa.string()),
     ]
 )
 NEAR_DUPLICATES = pa.schema(

@@ -21,7 +21,7 @@ from pipelines.annotators.plain import PlainAnnotator
 from pipelines.build import build
 from pipelines.config import BuildRecipe, SplitOptions
 from pipelines.diff import DiffRecipe, diff
-from pipelines.earlier import open_earlier
+from pipelines.earlier import kept_splits, open_earlier
 from pipelines.records import conform
 from pipelines.stages import Part, part_path, prepare, schema_name
 from pipelines.verify import VerifyRecipe, verify
@@ -90,6 +90,34 @@ def test_an_unchanged_collection_is_the_same_benchmark_without_opening_a_photo(
     assert version.manifest.figures["taken_over"]["images"] == 82
     assert version.manifest.parents == {"earlier": first.manifest.content_hash}
     assert any(line.startswith("taken over from the earlier version: 82 images") for line in outcome.details)
+
+
+@pytest.mark.ray
+def test_an_instance_gets_its_split_back_after_the_reserve(
+    photos: Path, first: Version, tmp_path: Path
+) -> None:
+    def splits(version: Version, column: str = "split") -> dict[str, str]:
+        return {s["instance_id"]: s[column] for s in version.table("splits").to_pylist()}
+
+    before = splits(first)
+    fell = sorted(i for i, split in before.items() if split == "train")[:4]
+    less = tmp_path / "photos"
+    shutil.copytree(photos, less)
+    for instance in fell:
+        for n in range(3):
+            (less / instance / f"{n}.jpg").unlink()
+    lines = (photos / "boxes.csv").read_text().splitlines()
+    there = [line for line in lines[1:] if (less / line.split(",")[0]).exists()]
+    (less / "boxes.csv").write_text("\n".join([lines[0], *there, ""]))
+
+    second = run(recipe(less, update=first.url), tmp_path / "root")[1]
+    assert splits(second) == before | dict.fromkeys(fell, "reserve")
+    assert {i: s for i, s in splits(second, "last_split").items() if s} == dict.fromkeys(fell, "train")
+    third = run(recipe(less, update=second.url, seed=1), tmp_path / "root")[1]  # still few
+    assert splits(third, "last_split") == splits(second, "last_split")
+    fourth = run(recipe(photos, update=third.url, seed=2), tmp_path / "root")[1]
+    assert splits(fourth) == before
+    assert set(splits(fourth, "last_split").values()) == {None}
 
 
 @pytest.mark.ray
@@ -330,6 +358,22 @@ def test_a_new_instance_goes_where_the_kept_one_is_that_holds_the_same_bytes() -
         "train",
         "test",
     )  # kept ones part where they were parted
+
+
+def test_the_split_of_an_instance_in_the_reserve_is_remembered() -> None:
+    old = dict.fromkeys(("a0", "a1", "a2", "a3"), "train")
+    fell = [group("a0", state="reserve"), *(group(i) for i in ("a1", "a2", "a3"))]
+    found = deal(fell, [], SplitOptions(test_share=0.25, dev_share=0), 0.2, 0, old)
+    assert kept_splits(found) == old
+    # without it the only one that is free would become the test split
+    again = [group(i) for i in old]
+    assert dealt(again, {i: s for i, s in old.items() if i != "a0"})["a0"] == "test"
+    assert dealt(again, kept_splits(found))["a0"] == "train"
+
+
+def test_the_split_of_a_version_that_remembers_none_is_read() -> None:
+    rows = [{"instance_id": "a", "split": "dev"}, {"instance_id": "b", "split": "reserve"}]
+    assert kept_splits(rows) == {"a": "dev"}
 
 
 def test_an_instance_that_is_no_longer_valid_goes_to_the_reserve() -> None:
