@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -165,11 +165,12 @@ def write_new(url: str, data: bytes) -> bool:
     temporary = temporary_name(Path(path))
     try:
         _write(temporary, data)
-        os.link(temporary, path)
-        temporary.unlink()
-    except FileExistsError:
-        temporary.unlink(missing_ok=True)
-        return False
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
     except OSError as error:
         raise _unwritable(url, temporary, error) from error
     return True
@@ -185,7 +186,8 @@ def _write(file: Path, data: bytes | memoryview) -> None:
 
 
 def _unwritable(url: str, temporary: Path, error: OSError) -> OacirError:
-    temporary.unlink(missing_ok=True)
+    with suppress(OSError):  # nor can it be deleted where its folder is a file
+        temporary.unlink(missing_ok=True)
     return OacirError(
         f"{url}: cannot be written ({error.strerror or error}); free space or choose --out, and run the command again"
     )

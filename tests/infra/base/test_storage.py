@@ -4,7 +4,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -231,6 +231,15 @@ def test_a_failed_local_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OacirError, match="cannot be written"):
         storage.write_bytes(str(tmp_path / "taken"), b"data")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("write", [storage.write_bytes, storage.write_new])
+def test_a_file_where_a_folder_is_to_be_is_one_line(tmp_path: Path, write: Callable[..., object]) -> None:
+    (tmp_path / "out").write_text("a file")
+    for name in ("out/b.bin", "out/a/b.bin"):
+        with pytest.raises(OacirError, match=rf"{name}: cannot be written \((File exists|Not a directory)\)"):
+            write(str(tmp_path / name), b"data")
+    assert (tmp_path / "out").read_text() == "a file"
 
 
 def test_the_last_change_below_a_folder_is_known(place: str) -> None:
