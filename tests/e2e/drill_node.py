@@ -24,7 +24,7 @@ from drilling import (
     command_line,
     environment,
     finished,
-    judge,
+    judge_end,
     moments,
     photos,
     recipe,
@@ -55,23 +55,16 @@ def drill(options: argparse.Namespace, folder: Path) -> Drill:
         total = len(finished(folder / "whole"))
         rng, shares = moments(options.seed, options.trials)
         for number, share in enumerate(shares):
-            root = folder / f"loss-{number}"
             lost = rng.randrange(len(nodes))
             trial = Trial(f"node {lost} after {share:.3f} of the files")
             planted = ["--without", "no_retries"] if options.without_recovery else []
-            build = Build(made, root, planted, RAY_ADDRESS=cluster.address)
+            build = Build(made, folder / f"loss-{number}", planted, RAY_ADDRESS=cluster.address)
             build.start()
             build.until_files(round(share * total))
             if not build.until_at_work(partial(_raylet(nodes[lost]).children, recursive=True)):
                 raise RuntimeError("the build was over before a node could be lost")
             cluster.remove_node(nodes[lost], allow_graceful=False)
-            before = finished(root)
-            try:
-                judge(trial, root, before, whole, build.end())
-            except RuntimeError as error:
-                trial.failure = str(error)
-            trial.seconds = build.seconds
-            result.add(trial)
+            result.add(judge_end(trial, build, whole))
             nodes[lost] = _added(cluster)
     finally:
         cluster.shutdown()

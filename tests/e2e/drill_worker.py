@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from drilling import Build, Drill, Trial, command_line, finished, judge, moments, photos, recipe
+from drilling import Build, Drill, Trial, command_line, finished, judge_end, moments, photos, recipe
 
 
 def drill(options: argparse.Namespace, folder: Path) -> Drill:
@@ -25,22 +25,17 @@ def drill(options: argparse.Namespace, folder: Path) -> Drill:
     total = len(finished(folder / "whole"))
     rng, shares = moments(options.seed, options.trials)
     for number, share in enumerate(shares):
-        root = folder / f"kill-{number}"
         trial = Trial(f"after {share:.3f} of the files")
-        build = Build(made, root, ["--without", "no_retries"] if options.without_recovery else [])
+        build = Build(
+            made, folder / f"kill-{number}", ["--without", "no_retries"] if options.without_recovery else []
+        )
         build.start()
         build.until_files(round(share * total))
         workers = build.until_at_work(build.family)
         if not workers:
             raise RuntimeError("the build was over before a worker could be killed")
         rng.choice(workers).kill()
-        before = finished(root)
-        try:
-            judge(trial, root, before, whole, build.end())
-        except RuntimeError as error:
-            trial.failure = str(error)
-        trial.seconds = build.seconds
-        result.add(trial)
+        result.add(judge_end(trial, build, whole))
     return result
 
 

@@ -242,6 +242,17 @@ def judge(
     trial.as_stated = not faults(said["location"])
 
 
+def judge_end(trial: Trial, build: Build, whole: dict[str, Any]) -> Trial:
+    """What a build that has just been disturbed, and goes on by itself, shows at its end; as one that fails does."""
+    before = finished(build.root)
+    try:
+        judge(trial, build.root, before, whole, build.end())
+    except RuntimeError as error:
+        trial.failure = str(error)
+    trial.seconds = build.seconds
+    return trial
+
+
 def faults(location: str) -> list[Any]:
     """What `oacir data verify` finds wrong with a version."""
     from infra.base.command import Context
