@@ -78,6 +78,10 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
     warning = recipe.model.warning()
     if warning and not context.dry_run:
         logging.getLogger(__name__).warning(warning)
+    if recipe.training.compile and not recipe.scaling.use_gpu:
+        from training.compiled import require_compiler
+
+        require_compiler()  # here, where it is one line; a worker's complaint would be tried again
     inputs = _inputs(recipe, context)
     key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.source)
     if context.dry_run:
