@@ -29,6 +29,8 @@ DISTRIBUTED = "tests/training/test_distributed.py"
 REGIONS = "tests/training/model/test_regions.py"
 METRICS = "tests/training/test_metrics.py"
 FEED = "tests/training/test_feed.py"
+GRADIENTS = "tests/training/test_gradients.py"
+PRECISION = "tests/training/test_precision.py"
 STORED = "tests/training/test_stored.py"
 TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
@@ -325,6 +327,48 @@ MUTATIONS = (
         "targets = distinct[batch.target_index]",
         "targets = distinct[batch.target_index.sort().values]",
         (DISTRIBUTED,),
+    ),
+    Mutation(
+        "a second forward that draws other dropout masks",
+        "training/gradients.py",
+        "preserve_rng_state=True",
+        "preserve_rng_state=False",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "a micro-batch decides by its own queries whether the CAAM runs",
+        "training/gradients.py",
+        "        batch.modulate,  # of the whole",
+        "        bool(batch.patch_mask[start:end].any()),  # of the whole",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "micro-batches weighed alike whatever they hold",
+        "training/engine.py",
+        "output.objective * (batch.total / total)",
+        "output.objective",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "only the last micro-batch reaches the optimizer",
+        "training/engine.py",
+        "set_gradient_accumulation_boundary(last)",
+        "set_gradient_accumulation_boundary(True)",
+        (GRADIENTS,),
+    ),
+    Mutation(
+        "a step that overflowed moves the average of the weights",
+        "training/engine.py",
+        "        if not self.skipped:\n",
+        "        if True:\n",
+        (PRECISION,),
+    ),
+    Mutation(
+        "a resumed float16 training starts with a fresh loss scale",
+        "training/engine.py",
+        'self.scale.restore(tensors["loss_scale"])',
+        "pass",
+        (PRECISION,),
     ),
     Mutation(
         "each worker decides by its own part whether the CAAM runs",
