@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, bool]] = {
     "micro-batches, negatives of the batch, layers computed again": {"cached": True, "again": True},
 }
 SAME_LOSS = [name for name, way in WAYS.items() if "accumulated" not in way]
-NO_DROPOUT = dict.fromkeys(
+NO_DROPOUT: dict[str, Any] = dict.fromkeys(
     ("qformer.hidden_dropout_prob", "qformer.attention_probs_dropout_prob", "crm_dropout"), 0.0
 )
 """Masks are drawn per forward; without them all ways with the same negatives have the same gradients."""
