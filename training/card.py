@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from training.model.adafocal import AdaFocalModel
 
 FILE = "README.md"
+TOWERS = {
+    "stored": "frozen",
+    "frozen": "frozen",
+    "last": "its last {section.layers} blocks trained",
+    "lora": "trained by adapters of rank {section.lora_rank} beside its attention, which are added to its weights",
+    "full": "trained",
+}
+"""What became of the image tower, by `tower.mode`."""
 METHOD_NAMES = {"adafocal": "AdaFocal", "sprc": "SPRC"}
 
 
@@ -42,6 +50,7 @@ def model_card(
         config=model.config,
         parameters=sum(p.numel() for p in model.parameters()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        tower=TOWERS[recipe.tower.mode].format(section=recipe.tower),
         start=f"random weights, seed {section.seed}" if section.weights is None else _public(section.weights),
         dataset={"name": dataset.name, "hash": dataset.content_hash},
         figures=figures,

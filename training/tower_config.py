@@ -10,11 +10,13 @@ from infra.base.config import Config
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+TRAINED_MODES = ("last", "lora", "full")
+"""Modes after which the model has another tower than the one it started from."""
 ONLY_IN = {
     "layers": ("last",),
     "lora_rank": ("lora",),
     "lora_alpha": ("lora",),
-    "learning_rate": ("last", "lora", "full"),
+    "learning_rate": TRAINED_MODES,
 }
 """Field → the modes that it has an effect in, where not in all that read pixels."""
 
@@ -51,7 +53,7 @@ class TowerSection(Config):
     @property
     def trained(self) -> bool:
         """Whether anything of the tower is trained."""
-        return self.mode in ("last", "lora", "full")
+        return self.mode in TRAINED_MODES
 
     @property
     def augmented(self) -> bool:

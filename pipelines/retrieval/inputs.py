@@ -12,6 +12,7 @@ from infra.base.errors import OacirError, VersionError
 from pipelines.gallery import gallery_hash
 from pipelines.retrieval.engine import Gallery, QuerySet
 from training.anchors import anchors_of
+from training.tower_config import TRAINED_MODES
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,13 @@ class ModelPlace:
     run: versions.Version | None
     """The run that made it, where it is known."""
 
+    @property
+    def weights_option(self) -> str:
+        """How `oacir embed` is told to take the image tower of this model, where the recipe's is another; else ""."""
+        if self.run is None or self.run.manifest.figures.get("tower") not in TRAINED_MODES:
+            return ""
+        return f" --model.weights {self.run.url}"
+
     def load(self, with_tower: bool = True) -> tuple[AdaFocalModel, AdaFocalProcessor]:
         """The model in eval mode, with or without its frozen image tower, and its processor."""
         from training.export import open_model
@@ -47,8 +55,8 @@ class ModelPlace:
         """Keys of the features this model can read: those it was trained on, else all of its tower."""
         from training.stored import Dtype, Precision
 
-        if self.run is not None:
-            role = "feature_key" if contents.view == "full" else "view_feature_key"
+        role = "feature_key" if contents.view == "full" else "view_feature_key"
+        if self.run is not None and role in self.run.manifest.figures:
             return {str(self.run.manifest.figures[role])}
         model, processor = self.load()
         tower = model.tower_state_hash()
@@ -148,8 +156,8 @@ def require_features(
         if store is None:
             why = contents.missing(root, place.feature_keys(contents), dataset)
             raise VersionError(
-                f"{why}; run `oacir embed --dataset {dataset.url}` with the recipe that trained the model"
-                + (", or give --features" if whole else "")
+                f"{why}; run `oacir embed --dataset {dataset.url}{place.weights_option}` with the recipe that trained"
+                " the model" + (", or give --features" if whole else "")
             )
         found.append(store)
     return found

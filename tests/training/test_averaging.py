@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_benchmark import write_benchmark
+from worker_killer import Killer
 
 from infra.base import versions
 from infra.base.command import Context
 from pipelines.embed import embed
-from training import checkpoints
 from training.config import TrainRecipe
 from training.export import build_model
 from training.trainer import train
@@ -76,25 +74,6 @@ def test_the_export_is_the_average_of_the_weights_after_every_step(root: str) ->
         assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-6), name
         moved += int(not torch.allclose(found.double(), third, rtol=1e-5, atol=1e-6))
     assert moved > 20
-
-
-class Killer(threading.Thread):
-    """Kills the training workers once, as soon as a checkpoint of half the steps is complete."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(daemon=True)
-        self.run_folder, self.step = run, step
-        self.killed: list[int] = []
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.05):
-            if max(checkpoints.complete_steps(str(self.run_folder)), default=0) >= self.step:
-                family = psutil.Process().children(recursive=True)
-                for worker in (p for p in family if "RayTrainWorker" in " ".join(p.cmdline())):
-                    worker.kill()
-                    self.killed.append(worker.pid)
-                return
 
 
 @pytest.mark.ray

@@ -37,6 +37,13 @@ def test_the_card_says_what_the_model_is_and_what_it_learned_from() -> None:
         assert told in found.text, told
 
 
+def test_a_card_says_what_became_of_the_image_tower() -> None:
+    recipe = TrainRecipe.model_validate({"name": "mine", "tower": {"mode": "last", "layers": 3}})
+    found = model_card(recipe, build_model(recipe.model), DATASET, FIGURES)
+    assert "patches of 4 px; its last 3 blocks trained |" in found
+    assert "patches of 4 px; frozen |" in card()
+
+
 def test_a_card_names_its_own_method() -> None:
     plain, both = card(method="sprc", modulation="none"), card(method="sprc")
     assert "SPRC for" in plain

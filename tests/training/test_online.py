@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from small_benchmark import write_benchmark
+from worker_killer import Killer
 
 from infra.base.command import Context
+from infra.base.errors import VersionError
 from infra.base.versions import Version, open_version
 from pipelines.embed import embed
+from pipelines.retrieval.config import EvaluateRecipe
+from pipelines.retrieval.evaluate import evaluate
 from training.config import TrainRecipe
+from training.devset import MEASURES, load_dev, measure
+from training.export import build_model, open_model
+from training.pixels import image_set
 from training.trainer import train
 
 SMALL = {
@@ -19,6 +29,7 @@ SMALL = {
     "num_query_tokens": 4, "num_probe_tokens": 2, "crm_feedforward": 32, "vision_config.num_hidden_layers": 2,
 }  # fmt: skip
 STEPS = 6
+COLUMNS = ["step", "epoch", "loss", "temperature", "gradient_norm"]
 
 
 def online_recipe(**changes: dict[str, object]) -> TrainRecipe:
@@ -65,6 +76,79 @@ def test_a_frozen_tower_from_pixels_learns_as_from_stored_tokens(scene: Scene) -
     assert column(online, "step").tolist() == list(range(1, STEPS + 1))
     assert column(online, "loss") == pytest.approx(column(stored, "loss"), rel=1e-4)
     assert column(online, "loss")[-1] < column(online, "loss")[0]
-    for measure in ("R_ID@1", "R@1", "R@5"):
-        assert online.table("dev")[measure].to_pylist() == stored.table("dev")[measure].to_pylist()
+    for name in MEASURES:
+        assert online.table("dev")[name].to_pylist() == stored.table("dev")[name].to_pylist()
     assert online.manifest.parents == {"dataset": scene.dataset.manifest.content_hash}
+
+
+LORA = {"mode": "lora", "lora_rank": 4, "learning_rate": 3e-3, "crop": 0.5}
+
+
+@pytest.fixture(scope="module")
+def adapted(scene: Scene) -> Version:
+    """Trained with adapters, on random cuts."""
+    return scene.train(online_recipe(tower=LORA))
+
+
+@pytest.mark.ray
+def test_a_trained_tower_is_in_the_export_with_its_adapters_merged(scene: Scene, adapted: Version) -> None:
+    model, _ = open_model(adapted.url)
+    start = build_model(online_recipe().model)
+    assert set(model.state_dict()) == set(start.state_dict())
+    moved = {
+        name.removeprefix("vision_model.encoder.layers.")
+        for name, weight in model.state_dict().items()
+        if name.startswith("vision_model.") and not torch.equal(weight, start.state_dict()[name])
+    }
+    assert moved == {f"{n}.self_attn.{part}.weight" for n in (0, 1) for part in ("qkv", "projection")}
+    assert (adapted.manifest.figures["tower"], "feature_key" in adapted.manifest.figures) == ("lora", False)
+
+
+@pytest.mark.ray
+def test_dev_is_measured_with_the_tower_of_that_moment(scene: Scene, adapted: Version) -> None:
+    """Two workers measured from pixels with adapters; one process measures the export on tokens of its merged tower."""
+    model, processor = open_model(adapted.url)
+    config = model.config
+    images = image_set(scene.dataset, processor, (config.num_image_tokens, config.vision_config.hidden_size))
+    galleries = load_dev(scene.dataset, images, processor)
+    with torch.no_grad():
+        tokens = torch.cat(
+            [model.encode_pixels(processor.pixels([images.image(row)])) for row in range(len(images))]
+        )
+    held = SimpleNamespace(tokens=lambda rows: tokens[torch.from_numpy(rows)])
+    found = measure(model, held, galleries, torch.device("cpu"), batch_size=7)
+    told = [[row[name] for name in ("queries", *MEASURES)] for row in adapted.table("dev").to_pylist()]
+    assert np.array(told) == pytest.approx(np.array(found))
+
+
+@pytest.mark.ray
+def test_evaluation_of_a_trained_tower_asks_for_its_own_features_and_then_works(
+    scene: Scene, adapted: Version
+) -> None:
+    asked = EvaluateRecipe(model=adapted.url, dataset=scene.dataset.url)
+    with pytest.raises(VersionError, match=f"--model.weights {adapted.url}` with the recipe"):
+        evaluate(asked, Context(root=scene.root))
+    recipe = online_recipe(model={"overrides": {}, "crm_layers": None, "weights": adapted.url}, tower=LORA)
+    embed(recipe, Context(root=scene.root))
+    figures = evaluate(asked, Context(root=scene.root)).figures
+    assert figures["overall"]["metrics"]
+
+
+@pytest.mark.ray
+def test_killed_workers_go_on_in_mid_epoch_with_the_same_losses(scene: Scene, tmp_path: Path) -> None:
+    """A block of the tower learns on random cuts: weights, optimizer and every draw are those of an unbroken run."""
+    steps = 16
+    recipe = online_recipe(
+        training={"epochs": 9, "batch_size": 10, "steps": steps, "dev_every_epochs": None},
+        tower={"mode": "last", "layers": 1, "learning_rate": 3e-3, "crop": 0.5, "flip": True, "readers": 2},
+    )
+    whole = scene.train(recipe)
+    killer = Killer(tmp_path / "again", steps // 2 - 1)
+    killer.start()
+    outcome = train(recipe, Context(root=scene.root, out=str(tmp_path / "again")))
+    killer.over.set()
+    killer.join()
+    assert len(killer.killed) == 2, "the workers were to be killed in the middle"
+    again = open_version(str(outcome.location))
+    assert again.table("history", COLUMNS).equals(whole.table("history", COLUMNS))
+    assert again.manifest.content_hash == whole.manifest.content_hash
