@@ -93,6 +93,14 @@ def configuration(name: str) -> AdaFocalConfig:
     return preset("vit_g", **SCALED) if name == "scaled" else preset(name)
 
 
+class Rate(NamedTuple):
+    """Of one way in one round."""
+
+    images_per_s: float
+    cpu_ms: float
+    """Processor time of this process for an image; rates alone say little on a busy machine."""
+
+
 class Bench:
     """One tower and its photos, measured end to end and bare."""
 
@@ -138,29 +146,34 @@ class Bench:
             self.encode(self.ready[:1])
         return int(counter.get_total_flops())
 
-    def bare(self) -> float:
-        """Images/s of the tower alone, on pixels that lie ready."""
+    def bare(self) -> Rate:
+        """The tower alone, on pixels that lie ready."""
         self._settle()
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         with torch.no_grad():
             for start in range(0, len(self.photos), self.options.batch):
                 self.encode(self.ready[: len(self.photos) - start])
         self._settle()
-        return len(self.photos) / (time.perf_counter() - began)
+        return self._rate(began, busy)
 
-    def end_to_end(self) -> float:
-        """Images/s from files to shards that lie on disk, whole and hashed."""
+    def end_to_end(self) -> Rate:
+        """From files to shards that lie on disk, whole and hashed."""
         size = self.options.images_per_shard
         lists = [self.photos[i : i + size] for i in range(0, len(self.photos), size)]
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         made = list(make_shards(self.encoder, [self._shard(n, items) for n, items in enumerate(lists)]))
-        spent = time.perf_counter() - began
+        rate = self._rate(began, busy)
         assert [m.error for m in made] == [""] * len(lists), made
         for number, items in enumerate(lists):
             file = self.folder / f"{number}.bin"
             assert file.stat().st_size == len(items) * self.row_bytes
             file.unlink()
-        return len(self.photos) / spent
+        return rate
+
+    def _rate(self, began: float, busy: float) -> Rate:
+        count = len(self.photos)
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - busy
+        return Rate(count / seconds, cpu_s / count * 1e3)
 
     def _shard(self, number: int, items: list[Photo]) -> Shard[Photo]:
         def data(rows: Tensor) -> memoryview:
@@ -183,18 +196,22 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
     bench.bare(), bench.end_to_end()
     bench.photos = whole
     gc.collect()
-    pairs = []
+    bare, whole_way, ratios = list[Rate](), list[Rate](), list[float]()
     for _ in range(rounds):
         before, found, after = bench.bare(), bench.end_to_end(), bench.bare()
-        pairs.append((2 / (1 / before + 1 / after), found))  # the machine may get faster or slower meanwhile
-        print(
-            f"bare {pairs[-1][0]:8.2f} images/s   end to end {found:8.2f}   ratio {found / pairs[-1][0]:.3f}"
-        )
+        # the machine may get faster or slower meanwhile
+        rate = 2 / (1 / before.images_per_s + 1 / after.images_per_s)
+        bare.append(Rate(rate, (before.cpu_ms + after.cpu_ms) / 2))
+        whole_way.append(found)
+        ratios.append(found.images_per_s / rate)
+        print(f"bare {bare[-1]}   end to end {found}   ratio {ratios[-1]:.3f}")
     return {
-        "bare_images_per_s": round(statistics.median(bare for bare, _ in pairs), 2),
-        "end_to_end_images_per_s": round(statistics.median(whole for _, whole in pairs), 2),
-        "ratio": round(statistics.median(whole / bare for bare, whole in pairs), 4),
-        "ratios": [round(whole / bare, 4) for bare, whole in pairs],
+        "bare_images_per_s": round(statistics.median(r.images_per_s for r in bare), 2),
+        "end_to_end_images_per_s": round(statistics.median(r.images_per_s for r in whole_way), 2),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "bare_cpu_ms": round(statistics.median(r.cpu_ms for r in bare), 2),
+        "end_to_end_cpu_ms": round(statistics.median(r.cpu_ms for r in whole_way), 2),
     }
 
 
