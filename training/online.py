@@ -29,6 +29,13 @@ STEPS_AHEAD = 4
 """Steps of a worker that lie ready at most, whatever the object store would hold."""
 
 
+class ReaderProcess(Reader):
+    """A reader in an actor of Ray Data, which takes the plan from the object store."""
+
+    def __init__(self, plan: Any, rank: int, world_size: int) -> None:
+        super().__init__(ray.get(plan), rank, world_size)
+
+
 class Steps(Datasource):  # type: ignore[misc]  # ray is untyped here
     """The numbers of the steps `start` … `total`, one block each."""
 
@@ -106,7 +113,7 @@ class StepShards(DataConfig):  # type: ignore[misc]  # ray is untyped here
             override_num_blocks=max(1, self.total_steps - start),
             ray_remote_args=place,
         ).map_batches(
-            Reader,
+            ReaderProcess,
             batch_size=1,
             compute=ActorPoolStrategy(size=self.section.readers, max_tasks_in_flight_per_actor=1),
             fn_constructor_kwargs={"plan": self.plan, "rank": rank, "world_size": world_size},

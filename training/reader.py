@@ -62,12 +62,10 @@ class Part:
 
 
 class Reader:
-    """A process that makes steps of one worker; one row in, a row for each image of the step out."""
+    """Makes the steps of one worker; one row in, a row for each image of the step out."""
 
-    def __init__(self, plan: Any, rank: int, world_size: int) -> None:
-        import ray
-
-        self.plan: Plan = ray.get(plan)
+    def __init__(self, plan: Plan, rank: int, world_size: int) -> None:
+        self.plan = plan
         self.rank, self.world_size = rank, world_size
         self._epoch, self._batches = -1, list[Rows]()
 
