@@ -144,7 +144,7 @@ class AdaFocalModel(PreTrainedModel):
 
     @property
     def tower(self) -> vision.Tower:
-        """The frozen image tower.
+        """The image tower, frozen unless `towers.prepare_tower` lets something of it learn.
 
         Raises:
             OacirError: the model was built without one.

@@ -65,7 +65,7 @@ class LossContext(NamedTuple):
 
 
 class Backbone(Protocol):
-    """The frozen image tower: pixels [B, 3, H, W] → tokens [B, N, D], a pure function that can be stored."""
+    """The image tower: pixels [B, 3, H, W] → tokens [B, N, D]; while it is frozen they can be stored."""
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] → [B, N, D]."""
