@@ -1,6 +1,6 @@
 """Peak memory of a training step at real size: the whole batch at once, in micro-batches, with layers computed again.
 
-python -m benchmarks.micro_batches [--batch 64] [--micro_batch 8] [--device cpu]
+python -m benchmarks.micro_batches [--batch 64] [--micro_batch 8] [--layers 12] [--device cpu]
 
 Every way runs once in a process of its own and hands over its gradients, which are compared with the first way's.
 """
@@ -46,7 +46,8 @@ GRADIENT_TOLERANCE = 1e-4
 def measure(way: str, options: argparse.Namespace, out: Path) -> None:
     """One way, in this process; the figures go to standard output, the gradients to a file."""
     how = WAYS[way]
-    model = random_model(preset("vit_g", **NO_DROPOUT), seed=0, with_tower=False).to(options.device).train()
+    config = preset("vit_g", **NO_DROPOUT, **{"qformer.num_hidden_layers": options.layers})
+    model = random_model(config, seed=0, with_tower=False).to(options.device).train()
     if how.get("again"):
         recompute_layers(model)
     task = ContrastiveTask(model, micro_batch=options.micro_batch if how.get("cached") else None)
@@ -92,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--micro_batch", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=12, help="of the Q-Former; 12 is real")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--way", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
@@ -137,6 +139,7 @@ def main() -> None:
                 "dtype": "float32, no dropout, frozen tokens, ViT-G's sizes",
                 "batch": options.batch,
                 "micro_batch": options.micro_batch,
+                "layers": options.layers,
                 "peak": "beyond weights, their gradients and the batch",
             },
             "ways": ways,
