@@ -32,6 +32,9 @@ FEED = "tests/training/test_feed.py"
 GRADIENTS = "tests/training/test_gradients.py"
 PRECISION = "tests/training/test_precision.py"
 STORED = "tests/training/test_stored.py"
+LEARNING_TOWERS = "tests/training/test_towers.py"
+AUGMENT = "tests/training/test_augment.py"
+READER = "tests/training/test_reader.py"
 TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
@@ -327,6 +330,63 @@ MUTATIONS = (
         "targets = distinct[batch.target_index]",
         "targets = distinct[batch.target_index.sort().values]",
         (DISTRIBUTED,),
+    ),
+    # From pixels
+    Mutation(
+        "a tower that learns without a gradient",
+        "training/model/vision.py",
+        "torch.set_grad_enabled(trained and torch.is_grad_enabled())",
+        "torch.set_grad_enabled(False)",
+        (LEARNING_TOWERS,),
+    ),
+    Mutation(
+        "the first blocks learn instead of the last",
+        "training/towers.py",
+        "blocks[-section.layers :]",
+        "blocks[: section.layers]",
+        (LEARNING_TOWERS,),
+    ),
+    Mutation(
+        "adapters taken out without what they learned",
+        "training/towers.py",
+        "            module.merge()\n",
+        "",
+        (LEARNING_TOWERS,),
+    ),
+    Mutation(
+        "the box left where it was on the cut image",
+        "training/augment.py",
+        "region = (region[0] - x1, region[1] - y1, region[2] - x1, region[3] - y1)",
+        "region = region",
+        (AUGMENT,),
+    ),
+    Mutation(
+        "a mask not mirrored with its image",
+        "training/augment.py",
+        "np.ascontiguousarray(region[:, ::-1])",
+        "region",
+        (AUGMENT,),
+    ),
+    Mutation(
+        "a cut that may go through the region",
+        "training/augment.py",
+        "_between(max(0, x2 - length), min(x1, width - length), across)",
+        "_between(0, width - length, across)",
+        (AUGMENT,),
+    ),
+    Mutation(
+        "draws that every step repeats",
+        "training/reader.py",
+        "PCG64([self.plan.seed, step, role, number])",
+        "PCG64([self.plan.seed, role, number])",
+        (READER,),
+    ),
+    Mutation(
+        "draws by the place in the worker's part",
+        "training/reader.py",
+        "self._generator(step, REFERENCE, part.start + place)",
+        "self._generator(step, REFERENCE, place)",
+        (READER,),
     ),
     Mutation(
         "a second forward that draws other dropout masks",
