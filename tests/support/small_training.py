@@ -26,7 +26,11 @@ Gradients = dict[str, Tensor]
 
 
 def small_model(
-    dtype: torch.dtype, method: str = "adafocal", dropout: float = 0.0, **changed: Any
+    dtype: torch.dtype,
+    method: str = "adafocal",
+    dropout: float = 0.0,
+    with_tower: bool = False,
+    **changed: Any,
 ) -> AdaFocalModel:
     """Two layers, every kind of parameter; without dropout, whose masks would differ between world sizes."""
     sizes = {
@@ -37,7 +41,7 @@ def small_model(
         "qformer.hidden_dropout_prob": dropout, "qformer.attention_probs_dropout_prob": dropout,
         "crm_dropout": dropout, **changed,
     }  # fmt: skip
-    return random_model(preset("tiny", method, **sizes), seed=1, with_tower=False).to(dtype).train()
+    return random_model(preset("tiny", method, **sizes), seed=1, with_tower=with_tower).to(dtype).train()
 
 
 def global_batch(dtype: torch.dtype) -> dict[str, Tensor]:
