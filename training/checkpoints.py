@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,28 +50,63 @@ def least_distance(write_s: float, spent_s: float, step_s: float) -> int:
     return max(1, math.ceil(write_s / (MOST_OF_TIME * step_s)))
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint: all ranks' parts of one step."""
+
+    run_url: str
+    step: int
+    world_size: int
+    """Workers that wrote it."""
+
+    @classmethod
+    def newest(cls, run_url: str, step: int, world_size: int) -> Saved:
+        """The checkpoint of a complete step; of several, that of as many workers as there are now.
+
+        Raises:
+            OacirError: there is none.
+        """
+        sizes = _complete(run_url).get(step, set())
+        if not sizes:
+            raise OacirError(f"{run_url}: no complete checkpoint of step {step:,}; the same command goes on")
+        return cls(run_url, step, world_size if world_size in sizes else max(sizes))
+
+    def parts(self, rank: int) -> Iterator[dict[str, Tensor]]:
+        """The parts of all ranks, on the CPU, read one by one as they are asked for; that of `rank` comes first."""
+        first = rank % self.world_size
+        for other in (first, *(r for r in range(self.world_size) if r != first)):
+            yield load(self.run_url, self.step, other, self.world_size)
+
+
 def complete_steps(run_url: str) -> list[int]:
     """Steps with a complete checkpoint, oldest first."""
+    return sorted(_complete(run_url))
+
+
+def _complete(run_url: str) -> dict[int, set[int]]:
+    """Step → numbers of workers all of whose parts lie there."""
     base = storage.join(run_url, FOLDER)
     parts: dict[int, dict[int, set[int]]] = {}
     if not storage.exists(base):
-        return []
+        return {}
     for file in storage.list_files(base):
         folder, _, name = file.path.partition("/")
         step, part = _STEP.fullmatch(folder), _PART.fullmatch(name)
         if step and part:
             ranks = parts.setdefault(int(step[1]), {})
             ranks.setdefault(int(part[2]), set()).add(int(part[1]))
-    return sorted(
-        step for step, by_size in parts.items() if any(len(ranks) == size for size, ranks in by_size.items())
-    )
+    complete = {
+        step: {size for size, ranks in by_size.items() if len(ranks) == size}
+        for step, by_size in parts.items()
+    }
+    return {step: sizes for step, sizes in complete.items() if sizes}
 
 
 def load(run_url: str, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
     """One rank's part of a complete checkpoint, on the CPU.
 
     Raises:
-        OacirError: the part is missing (written by another number of workers) or damaged.
+        OacirError: the part is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
@@ -80,6 +116,19 @@ def load(run_url: str, step: int, rank: int, world_size: int) -> dict[str, Tenso
         return dict(parse(storage.read_bytes(url)))
     except SafetensorError as error:
         raise OacirError(f"{url}: damaged checkpoint ({error}); delete its folder and run again") from error
+
+
+def remove_after(run_url: str, step: int) -> None:
+    """Delete what lies of later steps than the one that training goes on from: another number of workers would not
+    write over it, and parts of two courses could then make up one checkpoint."""
+    base = storage.join(run_url, FOLDER)
+    if not storage.exists(base):
+        return
+    folders = {file.path.partition("/")[0] for file in storage.list_files(base)}
+    for folder in folders:
+        found = _STEP.fullmatch(folder)
+        if found and int(found[1]) > step:
+            storage.remove(storage.join(base, folder))
 
 
 def remove_all(run_url: str) -> None:

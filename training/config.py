@@ -205,8 +205,11 @@ class ScalingSection(Config):
 
     workers: Positive = 2
     """Training workers (one process each)."""
-    zero_stage: Literal[1, 2] = 2
-    """DeepSpeed ZeRO stage: optimizer states (1), and gradients (2), divided among the workers."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage, what is divided among the workers: nothing (0), the optimizer's state (1), gradients too
+    (2), weights too (3: for a tower that is trained; measuring on dev makes the model whole for the while)."""
+    offload_optimizer: bool = False
+    """The optimizer's state and its step in the host's memory instead of the GPU's."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     """Logical CPUs that Ray reserves per worker."""
     threads_per_worker: Positive = 1
@@ -218,6 +221,12 @@ class ScalingSection(Config):
     takes the first of these that they fit in with room to spare, on a CPU mapped."""
     max_failures: Annotated[int, Field(ge=0)] = 2
     """Worker losses after which training goes on by itself from the last complete checkpoint."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.zero_stage == 0 and self.offload_optimizer:
+            raise ValueError("offload_optimizer needs a zero_stage from 1 to 3")
+        return self
 
 
 class TrainRecipe(Config):
@@ -242,6 +251,10 @@ class TrainRecipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
+        if self.scaling.zero_stage == 0 and self.training.precision == "float16":
+            raise ValueError("training.precision 'float16' needs a scaling.zero_stage from 1 to 3")
+        if self.scaling.zero_stage == 3 and self.training.compile:
+            raise ValueError("training.compile needs whole weights; set scaling.zero_stage to 0, 1 or 2")
         if self.tower.online and self.features is not None:
             raise ValueError(
                 f"features has no effect with tower.mode {self.tower.mode!r}, which reads pixels; leave it away"
@@ -256,18 +269,17 @@ class TrainRecipe(Config):
     def identity(self, dataset_hash: str, feature_key: str) -> str:
         """The key of a run: equal for recipes that give equal results on this data.
 
-        Left out is where things lie and how they are executed. The number of workers, their threads and the ZeRO
-        stage stay in, because they decide over the order of sums, and the workers over the dropout masks; so do
-        micro-batches, whose masks are drawn one after another, and compiled layers, which round otherwise. Layers that
-        are computed again give the very same bits.
+        Left out is where things lie and on what they are executed: a run goes on with other workers, threads or ZeRO
+        stages than it began with. They decide over the order of sums, and the workers over the dropout masks, which is
+        why its figures name them. Micro-batches stay in, whose masks are drawn one after another, and compiled layers,
+        which round otherwise. Layers that are computed again give the very same bits.
         """
         tree = self.model_dump(mode="json")
         for place in ("name", "dataset", "features", "embed"):
             del tree[place]
         for setting in ("checkpoint_every_steps", "checkpoints_kept", "activation_checkpointing"):
             del tree["training"][setting]
-        for setting in ("cpus_per_worker", "max_failures", "features_in"):
-            del tree["scaling"][setting]
+        del tree["scaling"]
         del tree["tower"]["readers"]
         if not self.tower.online:
             del tree["tower"]  # as before there was another way

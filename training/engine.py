@@ -1,9 +1,10 @@
-"""What the loop needs of DeepSpeed, and nothing else of it: an optimizer step, this rank's partitions of the state."""
+"""What the loop needs of DeepSpeed, and nothing else of it: an optimizer step, and this rank's part of the state."""
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +19,11 @@ from training.loss_scale import LossScale
 from training.meters import Parts
 from training.model.adafocal import AdaFocalModel
 from training.optim import build_optimizer, set_rates
+from training.partitions import Partitions, partitions_of
 from training.task import ContrastiveTask, StepOutput, joined
 
 MOST_REDUCED_AT_ONCE = 50_000_000
+LOSS_SCALE = "loss_scale"
 
 
 class Engine:
@@ -38,14 +41,21 @@ class Engine:
         )
         """Queries of a micro-batch that is a contrastive batch of its own."""
         self.shapes = {name: p.shape for name, p in task.model.named_parameters()}
+        self.stage = recipe.scaling.zero_stage
+        # stage 3 keeps no parameter whole: what is measured is a plain model, filled for the while
+        self.plain = copy.deepcopy(task.model).to("meta") if self.stage == 3 else None
         self.deepspeed = make_engine(task, recipe)
+        self.partitions: Partitions = partitions_of(
+            self.deepspeed, task.model, self.stage, dist.get_rank(), dist.get_world_size()
+        )
         self.scale = LossScale() if self.training.precision == "float16" else None
         self.loss_scale, self.skipped = 1.0, False
         """Of the last step: its loss scale, and whether it was skipped because its gradient was no number."""
         self.overflows = False
         """Whether the last step's gradient was too large for float16 even unscaled; the same on every worker."""
-        self.average = [p.detach().clone() for p in self.partitions] if self.training.ema_decay else []
-        """Of an average of the weights: this rank's partitions of it."""
+        decay = self.training.ema_decay
+        self.average = [f.detach().clone() for f in self.partitions.flats] if decay else []
+        """Of an average of the weights: this rank's part of it."""
 
     @property
     def model(self) -> AdaFocalModel:
@@ -53,23 +63,21 @@ class Engine:
         model: AdaFocalModel = self.deepspeed.module.model
         return model
 
-    @property
-    def partitions(self) -> list[Tensor]:
-        """This rank's float32 weights, one flat tensor per parameter group."""
-        partitions: list[Tensor] = self.deepspeed.optimizer.single_partition_of_fp32_groups
-        return partitions
-
     def step(self, batch: Batch, step: int, total: int, parts: Parts) -> StepOutput:
         """One optimizer step on this worker's part of a global batch; `step` counts from 0 to `total`.
 
         A step whose gradient overflows on any worker changes nothing on all of them.
         """
         set_rates(self.deepspeed.optimizer.param_groups, step, total, self.training)
+        self._norm: Any = None
         if self.scale is not None:
             self.deepspeed.optimizer.override_loss_scale(self.scale.value)
         pieces = micro_batches(batch, self.own_negatives, dist.get_world_size())
         outputs = [self._gradients(p, batch.total, last=p is pieces[-1], parts=parts) for p in pieces]
         with parts.time("optimizer"):
+            if self.stage == 0:  # DeepSpeed tells the norm of ZeRO's gradients only
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                self._norm = torch.nn.utils.get_total_norm(gradients)
             self.deepspeed.step()
             self._judge_step()
         return joined(outputs)
@@ -88,8 +96,8 @@ class Engine:
     def _judge_step(self) -> None:
         self.skipped = not self.deepspeed.was_step_applied()
         if not self.skipped:
-            for average, partition in zip(self.average, self.partitions, strict=bool(self.average)):
-                average.lerp_(partition, 1.0 - self.training.ema_decay)  # type: ignore[operator]  # there is one
+            for average, flat in zip(self.average, self.partitions.flats, strict=bool(self.average)):
+                average.lerp_(flat, 1.0 - self.training.ema_decay)  # type: ignore[operator]  # there is one
         if self.scale is not None:
             self.loss_scale = self.scale.value
             self.overflows = self.skipped and self.scale.exhausted
@@ -104,67 +112,73 @@ class Engine:
     @property
     def gradient_norm(self) -> Any:
         """Norm of the last step's gradient before clipping; on a GPU a tensor that may not be computed yet."""
-        return self.deepspeed.get_global_grad_norm()
+        return self.deepspeed.get_global_grad_norm() if self._norm is None else self._norm
 
     def broken(self) -> bool:
         """Whether weights are no numbers; asked of all workers together."""
-        broken = torch.stack([~torch.isfinite(p).all() for p in self.partitions]).any().float()
+        broken = torch.stack([~torch.isfinite(p).all() for p in self.partitions.flats]).any().float()
         dist.all_reduce(broken, dist.ReduceOp.MAX)
         return bool(broken)
 
     def state(self) -> dict[str, Tensor]:
-        """This rank's partition of weights, optimizer state and average."""
-        optimizer = self.deepspeed.optimizer.optimizer
-        tensors: dict[str, Tensor] = {}
-        for i, partition in enumerate(self.partitions):
-            kept = optimizer.state[partition]
-            tensors |= {f"group{i}.weights": partition} | {f"group{i}.{k}": kept[k] for k in sorted(kept)}
-        if self.scale is not None:
-            tensors["loss_scale"] = self.scale.state()
-        return tensors | {f"average{i}": average for i, average in enumerate(self.average)}
+        """This rank's part of weights, optimizer state and average, as `Partitions.state`."""
+        tensors = self.partitions.state(self._more)
+        return tensors | ({} if self.scale is None else {LOSS_SCALE: self.scale.state()})
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
-        zero = self.deepspeed.optimizer
-        for i, partition in enumerate(self.partitions):
-            prefix = f"group{i}."
-            saved = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            partition.data.copy_(saved.pop("weights"))
-            # AdamW counts its steps in a tensor that stays on the CPU
-            zero.optimizer.state[partition] = {
-                k: v if k == "step" else v.to(partition.device) for k, v in saved.items()
-            }
-        zero.update_lp_params()
-        if self.scale is not None:
-            self.scale.restore(tensors["loss_scale"])
-        for i, average in enumerate(self.average):
-            average.copy_(tensors[f"average{i}"])
+    def restore(self, parts: Iterable[Mapping[str, Tensor]]) -> None:
+        """Go on from what `state` gave, in this or another layout: parts of ranks, the likeliest first."""
 
-    def trained_weights(self) -> dict[str, Tensor]:
-        """The trained weights by name, in their own shapes, on the CPU; on one, they are the model's own memory."""
-        return {
-            name: parameter.detach().cpu().reshape(self.shapes[name]).contiguous()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
+        def noticed() -> Iterator[Mapping[str, Tensor]]:
+            for part in parts:
+                if self.scale is not None:
+                    self.scale.restore(part[LOSS_SCALE])  # the same on every rank
+                yield part
+
+        self.partitions.restore(noticed(), self._more)
+
+    @property
+    def _more(self) -> dict[str, list[Tensor]]:
+        return {"average": self.average} if self.average else {}
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model with the averaged weights, where the recipe asks for an average; to be entered on every worker."""
-        if not self.average:
-            yield
-            return
-        trained = [p.detach().clone() for p in self.partitions]
+    def measured(self) -> Iterator[AdaFocalModel]:
+        """The model that is measured and exported: whole, with the averaged weights where the recipe asks for an
+        average; to be entered on every worker."""
+        trained = [f.detach().clone() for f in self.partitions.flats] if self.average else []
         self._set_weights(self.average)
         try:
-            yield
+            yield self.model if self.plain is None else self._whole(self.plain)
         finally:
             self._set_weights(trained)
 
-    def _set_weights(self, partitions: list[Tensor]) -> None:
-        for partition, values in zip(self.partitions, partitions, strict=True):
-            partition.data.copy_(values)
-        self.deepspeed.optimizer.update_lp_params()
+    def _whole(self, plain: AdaFocalModel) -> AdaFocalModel:
+        """A plain model with the weights that ZeRO-3 keeps in parts."""
+        gathered = import_deepspeed().zero.GatheredParameters
+        whole = copy.deepcopy(plain).to_empty(device=self.deepspeed.device)
+        mine = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in whole.named_parameters():
+                with gathered([mine[name]]):  # one at a time
+                    parameter.copy_(mine[name].view(parameter.shape))
+            for name, buffer in whole.named_buffers():
+                buffer.copy_(self.model.get_buffer(name))
+        return whole
+
+    def _set_weights(self, flats: list[Tensor]) -> None:
+        if not flats:
+            return
+        for flat, values in zip(self.partitions.flats, flats, strict=True):
+            flat.data.copy_(values)
+        self.partitions.publish()
+
+
+def trained_weights(model: AdaFocalModel, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The trained weights by name, in their own shapes, on the CPU; on one, they are the model's own memory."""
+    return {
+        name: parameter.detach().cpu().reshape(shapes[name]).contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def import_deepspeed() -> Any:
@@ -197,18 +211,23 @@ def make_engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
     )
     trained = sum(p.numel() for g in optimizer.param_groups for p in g["params"])
     world_size = dist.get_world_size()
+    zero: dict[str, Any] = {
+        "stage": recipe.scaling.zero_stage,
+        "overlap_comm": False,
+        # the default makes a buffer of 2 GB in every worker
+        "reduce_bucket_size": min(trained, MOST_REDUCED_AT_ONCE),
+        # an odd number of parameters (β = 0 has one) is refused
+        "allgather_bucket_size": min(trained + trained % 2, MOST_REDUCED_AT_ONCE),
+    }
+    if recipe.scaling.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": recipe.scaling.use_gpu}
     config = {
         "train_micro_batch_size_per_gpu": -(-recipe.training.batch_size // world_size),
         "gradient_clipping": recipe.training.clip_norm,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": recipe.scaling.zero_stage,
-            "overlap_comm": False,
-            # the default makes a buffer of 2 GB in every worker
-            "reduce_bucket_size": min(trained, MOST_REDUCED_AT_ONCE),
-            # an odd number of parameters (β = 0 has one) is refused
-            "allgather_bucket_size": min(trained + trained % 2, MOST_REDUCED_AT_ONCE),
-        },
+        # torch's AdamW on the CPU: DeepSpeed's own would be compiled on the spot
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
         "steps_per_print": 2**31,
     }
     engine, *_ = deepspeed.initialize(

@@ -76,7 +76,6 @@ class History:
         step: int,
         epoch: int,
         rows: Rows,
-        temperature: Tensor,
         output: StepOutput,
         rest: tuple[Any, ...],
     ) -> None:
@@ -85,7 +84,7 @@ class History:
         sums = torch.stack([output.loss_sum.double(), beta.double().sum(), beta.double().square().sum()])
         handle = dist.all_reduce(sums, async_op=True)
         betas = float("nan") if output.beta is None else float(beta.shape[1] * len(rows))
-        self.pending.append(Pending(step, epoch, rows, betas, temperature, sums, handle, rest))
+        self.pending.append(Pending(step, epoch, rows, betas, output.temperature, sums, handle, rest))
 
     def flush(self) -> None:
         """Turn what the last steps left on the device into rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
@@ -19,7 +20,7 @@ from training.batches import QuerySet, Sampler
 from training.checkpoints import CheckpointWriter
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
 from training.distributed import largest_of_all
-from training.engine import Engine
+from training.engine import Engine, trained_weights
 from training.features import FeatureStore
 from training.feed import BatchesAhead, Fed, Feed
 from training.history import HISTORY_COLUMNS, DivergedError, History
@@ -153,7 +154,6 @@ class Loop:
         epoch, rows, batch = fed
         # dropout is a pure function of (seed, step, rank), so a resumed step draws the same masks
         torch.manual_seed(((self.training.seed * 1_000_003 + self.step) * 8191 + self.rank) % 2**63)
-        temperature = self.engine.model.temp.detach().clone()
         output = self.engine.step(batch, self.step, self.job.total_steps, self.parts)
         with self.parts.time("record"):
             self.step += 1
@@ -162,7 +162,7 @@ class Loop:
             # on a GPU the norm is not waited for here
             scale = (self.engine.loss_scale, float(self.engine.skipped))
             rest = (self.engine.rate, self.engine.gradient_norm, passed, waited, *scale)
-            self.history.add(self.step, epoch, rows, temperature, output, rest)
+            self.history.add(self.step, epoch, rows, output, rest)
             self.last_rows = rows
         if self.engine.overflows:
             raise DivergedError(
@@ -192,10 +192,8 @@ class Loop:
         """Measure on the dev galleries, keep the best weights if the recipe asks for them, report to Ray Train."""
         began = time.perf_counter()
         self.judge()
-        with self.engine.averaged():
-            found = measure(
-                self.engine.model, self.store, self.galleries, self.device, self.training.dev_batch_size
-            )
+        with self.engine.measured() as model:
+            found = measure(model, self.store, self.galleries, self.device, self.training.dev_batch_size)
         seconds = time.perf_counter() - began
         self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
         best_before = max(mean_by_step(self.dev).values(), default=-1.0)
@@ -238,13 +236,13 @@ class Loop:
 
     def restore(self, step: int) -> None:
         """Continue after a complete checkpoint as if nothing had happened."""
-        tensors = checkpoints.load(self.job.run_url, step, self.rank, self.world_size)
-        self.engine.restore(tensors)
+        saved = checkpoints.Saved.newest(self.job.run_url, step, self.world_size)
+        parts = saved.parts(self.rank)
+        first = next(parts)
+        self.engine.restore(itertools.chain([first], parts))
         self.step = self.saved = step
         if self.rank == 0:
-            self.history.rows, self.dev = (
-                [tuple(r) for r in tensors[n].tolist()] for n in ("history", "dev")
-            )
+            self.history.rows, self.dev = ([tuple(r) for r in first[n].tolist()] for n in ("history", "dev"))
         known = [self.dev]  # all workers judge by it whether to go on
         dist.broadcast_object_list(known, 0, device=self.device)
         self.dev = known[0]
@@ -267,8 +265,10 @@ class Loop:
         """What is exported, written by rank 0; to be called on every worker."""
         from safetensors.torch import save
 
-        with self.engine.averaged():
+        with self.engine.measured() as model:
             if self.rank:
                 return
-            data = save(self.engine.trained_weights())  # inside: on a CPU these are the model's own weights
+            data = save(
+                trained_weights(model, self.engine.shapes)
+            )  # inside: on a CPU these are the model's own weights
         storage.write_bytes(storage.join(self.job.run_url, name), data)

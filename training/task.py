@@ -27,11 +27,13 @@ class StepOutput(NamedTuple):
         objective: what to differentiate; its gradients, averaged over the workers, are those of the global loss.
         loss_sum: sum of the loss over this worker's queries, detached.
         beta: β of this worker's queries, detached [b, 1 or M]; None without a modulator.
+        temperature: of the loss, a detached copy.
     """
 
     objective: Tensor
     loss_sum: Tensor
     beta: Tensor | None
+    temperature: Tensor
 
 
 def joined(outputs: Sequence[StepOutput]) -> StepOutput:
@@ -41,6 +43,7 @@ def joined(outputs: Sequence[StepOutput]) -> StepOutput:
         torch.stack([output.objective for output in outputs]).sum(),
         torch.stack([output.loss_sum for output in outputs]).sum(),
         torch.cat(betas) if betas else None,
+        outputs[0].temperature,
     )
 
 
@@ -94,7 +97,8 @@ class ContrastiveTask(nn.Module):
         terms = [weight * loss(context) for weight, loss in self.model.objective]
         loss_sum = torch.stack(terms).sum() * (end - start)
         beta = None if query.beta is None else query.beta.detach().float()
-        return StepOutput(loss_sum * (world_size / batch.total), loss_sum.detach(), beta)
+        temperature = self.model.temp.detach().clone()
+        return StepOutput(loss_sum * (world_size / batch.total), loss_sum.detach(), beta, temperature)
 
 
 def make_task(model: AdaFocalModel, section: TrainingSection) -> ContrastiveTask:

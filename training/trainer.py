@@ -237,6 +237,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         store = joined(inputs.stores)
     queries = load_queries(quadruples, sizes, store, inputs.processor)
     done = checkpoints.complete_steps(draft.url)
+    checkpoints.remove_after(draft.url, done[-1] if done else 0)
     board = ray.remote(num_cpus=0)(Board).remote()
     weights = inputs.model.state_dict()
     plan, streamed = None, dict[str, Any]()
@@ -338,7 +339,7 @@ def _commit(
         merge_adapters(inputs.model)
     files: list[FileEntry] = write_export(inputs.model.eval(), inputs.processor, draft.url)
     last_step = checkpoints.complete_steps(draft.url)[-1]  # before the recipe's last where patience ran out
-    state = checkpoints.load(draft.url, last_step, 0, recipe.scaling.workers)
+    state = next(checkpoints.Saved.newest(draft.url, last_step, recipe.scaling.workers).parts(0))
     history = _table(state["history"], HISTORY_COLUMNS, ("step", "epoch"))
     dev = _table(state["dev"], DEV_COLUMNS, ("step", "epoch", "gallery", "queries"))
     names = _dev_domains(inputs.dataset, recipe.training.leave_out_domains)

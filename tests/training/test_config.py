@@ -124,7 +124,8 @@ def test_settings_without_effect_are_refused(overrides: list[tuple[str, str]], t
         ("training.compile", "true", False),
         ("training.activation_checkpointing", "true", True),
         ("model.modulation", "vector", False),
-        ("scaling.workers", "4", False),
+        ("scaling.workers", "4", True),
+        ("scaling.zero_stage", "3", True),
     ],
 )
 def test_a_runs_key_depends_on_what_decides_over_its_result(key: str, value: str, same: bool) -> None:

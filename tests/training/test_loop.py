@@ -103,7 +103,7 @@ class Overflowing(Worker):
     def __init__(self, run_url: str) -> None:
         super().__init__(run_url, broken_at=1000)
         self.training.seed = 0
-        output = StepOutput(torch.tensor(1.0), torch.tensor(3.0), None)
+        output = StepOutput(torch.tensor(1.0), torch.tensor(3.0), None, torch.tensor(0.07))
         self.engine = SimpleNamespace(
             model=SimpleNamespace(train=lambda: None, temp=torch.tensor(0.07)),
             step=lambda *_: output, rate=0.1, gradient_norm=math.inf, loss_scale=1.0, skipped=True, overflows=True,
