@@ -68,9 +68,9 @@ class Tokens:
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
 
-    def gather(self, rows: Rows) -> Tensor:
-        """The tokens of those rows, where they lie."""
-        return self.tokens[torch.from_numpy(rows).to(self.tokens.device)]
+    def gather(self, rows: Rows, device: torch.device) -> Tensor:
+        """The tokens of those rows, from where they lie."""
+        return self.tokens[torch.from_numpy(rows).to(self.tokens.device)].to(device)
 
 
 class Way(Protocol):

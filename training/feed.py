@@ -167,7 +167,7 @@ def make_batch(
     own = rows[start:end]
     targets, target_index = np.unique(queries.target_rows[own], return_inverse=True)
     images, place = np.unique(np.concatenate([queries.reference_rows[own], targets]), return_inverse=True)
-    tokens = on_device(store.gather(images), device).float()
+    tokens = store.gather(images, device).float()
     where = on_device(torch.from_numpy(place), device)
     input_ids, attention_mask = queries.texts(own)
     return Batch(

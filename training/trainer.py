@@ -170,7 +170,7 @@ def _find_stores(
     from training.stores import needed
 
     for contents in needed(dataset, processor):
-        key = contents.feature_key(tower_hash, processor, recipe.embed.dtype)
+        key = contents.feature_key(tower_hash, processor, recipe.embed.dtype, recipe.embed.precision)
         if contents.view == "full" and recipe.features is not None:
             store = FeatureStore.open(resolve(root, "features", recipe.features).url, key)
             contents.require(store)

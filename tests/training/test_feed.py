@@ -24,11 +24,11 @@ class Store:
         self.asked: list[list[int]] = []
         self.broken = broken
 
-    def gather(self, rows: Rows) -> torch.Tensor:
+    def gather(self, rows: Rows, device: torch.device) -> torch.Tensor:
         if self.broken in rows:
             raise OSError("the disk is gone")
         self.asked.append(rows.tolist())
-        return torch.from_numpy(rows).bfloat16()[:, None, None].expand(-1, 3, 4)
+        return torch.from_numpy(rows).bfloat16()[:, None, None].expand(-1, 3, 4).to(device)
 
 
 def store(broken: int = -1) -> FeatureStore:
