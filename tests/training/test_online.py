@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from small_benchmark import write_benchmark
+from small_plan import plan_of
 from worker_killer import Killer
 
 from infra.base.command import Context
-from infra.base.errors import VersionError
+from infra.base.errors import OacirError, VersionError
 from infra.base.versions import Version, open_version
 from pipelines.embed import embed
 from pipelines.retrieval.config import EvaluateRecipe
@@ -21,7 +22,10 @@ from pipelines.retrieval.evaluate import evaluate
 from training.config import TrainRecipe
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
+from training.feed import Fed, Feed
+from training.online import OnlineFeed
 from training.pixels import image_set
+from training.reader import Plan, Reader
 from training.trainer import train
 
 SMALL = {
@@ -79,6 +83,63 @@ def test_a_frozen_tower_from_pixels_learns_as_from_stored_tokens(scene: Scene) -
     for name in MEASURES:
         assert online.table("dev")[name].to_pylist() == stored.table("dev")[name].to_pylist()
     assert online.manifest.parents == {"dataset": scene.dataset.manifest.content_hash}
+
+
+class Shard:
+    """A worker's shard whose blocks end where they like."""
+
+    def __init__(
+        self, plan: Plan, steps: range, rank: int = 0, world_size: int = 1, rows_of_block: int = 7
+    ) -> None:
+        reader = Reader(plan, rank, world_size)
+        read = [reader.read(step) for step in steps]
+        whole = {name: np.concatenate([part[name] for part in read]) for name in read[0]}
+        starts = range(0, len(whole["step"]), rows_of_block)
+        self.blocks = [{n: v[i : i + rows_of_block] for n, v in whole.items()} for i in starts]
+
+    def iter_batches(self, **_: object) -> list[dict[str, np.ndarray]]:
+        return self.blocks
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return plan_of(write_benchmark(tmp_path_factory.mktemp("plan"), identities=6), {"mode": "frozen"})
+
+
+def fed(plan: Plan, shard: object, start: int, total: int, rank: int = 0, world_size: int = 1) -> list[Fed]:
+    with OnlineFeed(shard, plan, rank, world_size, torch.device("cpu"), start, total) as feed:
+        return list(feed)
+
+
+def test_batches_are_those_of_stored_tokens_with_pixels_in_their_place(plan: Plan) -> None:
+    """Blocks of the stream that end within a step change nothing."""
+    per_epoch, rows = plan.sampler.steps_per_epoch, np.arange(len(plan.images))
+    pixels = plan.processor.pixels([plan.images.image(int(row)) for row in rows])
+    store = SimpleNamespace(gather=lambda wanted: pixels[torch.from_numpy(wanted)])
+    steps = (2, per_epoch + 1)
+    found = fed(plan, Shard(plan, range(*steps), 1, 2), *steps, 1, 2)
+    with Feed(store, plan.queries, plan.sampler, 1, 2, torch.device("cpu"), *steps) as feed:  # type: ignore[arg-type]
+        expected = list(feed)
+    assert [one.epoch for one in found] == [one.epoch for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.rows, other.rows)
+        for ours, theirs in zip(one.batch, other.batch, strict=True):
+            same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+            assert same
+
+
+def test_a_stream_that_is_elsewhere_is_refused(plan: Plan) -> None:
+    with pytest.raises(OacirError, match="the stream of images is at step 4, training at step 3"):
+        fed(plan, Shard(plan, range(3, 6)), 2, 5)
+    with pytest.raises(OacirError, match="ended before step 4"):
+        fed(plan, Shard(plan, range(2, 3)), 2, 5)
+
+
+def test_a_photo_that_cannot_be_read_ends_the_stream_in_one_line(plan: Plan) -> None:
+    shard = Shard(plan, range(2))
+    shard.blocks[3]["error"] = np.array(["there.jpg: changed", *[""] * 6])
+    with pytest.raises(OacirError, match=r"^there\.jpg: changed$"):
+        fed(plan, shard, 0, 2)
 
 
 LORA = {"mode": "lora", "lora_rank": 4, "learning_rate": 3e-3, "crop": 0.5}

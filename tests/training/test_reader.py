@@ -4,41 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_benchmark import write_benchmark
+from small_plan import SEED, plan_of
 
 from infra.base.versions import Version
-from training.batches import Sampler
-from training.config import TrainRecipe
-from training.data import image_sizes, load_queries, read_quadruples
-from training.export import build_processor
-from training.model.config import preset
 from training.model.views import see
-from training.pixels import image_set
-from training.reader import Plan, Reader, make_plan
+from training.reader import Plan, Reader
 
-BATCH, SEED = 10, 7
 CUT = {"mode": "frozen", "crop": 0.3, "flip": True}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Version:
     return write_benchmark(tmp_path_factory.mktemp("reader"), identities=6, masked=("red", "blue"))
-
-
-def plan_of(dataset: Version, tower: dict[str, Any], **model: Any) -> Plan:
-    recipe = TrainRecipe.model_validate({"model": model, "tower": tower, "training": {"seed": SEED}})
-    config = preset("tiny")
-    quadruples = read_quadruples(dataset, "train")
-    processor = build_processor(recipe.model, config, quadruples["modification_text"].to_pylist)
-    images = image_set(dataset, processor, (config.num_image_tokens, config.vision_config.hidden_size))
-    queries = load_queries(quadruples, image_sizes(dataset), images, processor)
-    sampler = Sampler(np.zeros(len(queries), np.int64), BATCH, SEED)
-    return make_plan(recipe, dataset, quadruples, images, queries, sampler, processor)
 
 
 def expected_images(plan: Plan, step: int, rank: int, world_size: int) -> tuple[list[int], list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any, Literal
 
 import pytest
@@ -152,6 +154,11 @@ def test_merged_adapters_are_a_tower_of_the_usual_shape_with_the_same_tokens(kin
     assert set(model.state_dict()) == names
     torch.testing.assert_close(model.encode_pixels(images).detach(), learned)
     assert model.tower_state_hash() != start
+
+
+def test_peft_is_loaded_for_adapters_alone() -> None:
+    code = "import sys, training.loop, training.online, training.trainer; assert 'peft' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_adapters_start_from_the_seed() -> None:
