@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,9 @@ from hypothesis import settings
 # No deadline: a busy machine must not decide a property. Derandomised: the same cases on every run.
 settings.register_profile("oacir", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("oacir")
+
+if TYPE_CHECKING:
+    from mlflow_server import MlflowServer
 
 SHARED_DIR = Path(os.environ.get("OACIR_SHARED_DIR", Path(__file__).resolve().parents[2] / "shared"))
 GOLDEN_DIR = Path(os.environ.get("OACIR_GOLDEN_DIR", SHARED_DIR / "golden"))
@@ -40,6 +44,17 @@ def ray_session() -> Iterator[None]:
 
     from infra.base.ray_session import connect
 
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "500")  # a user's session has 10 s
     connect(cpus=2, address="local")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One MLflow server of this process, for tests of the group `mlflow`."""
+    from mlflow_server import MlflowServer
+
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.stop()

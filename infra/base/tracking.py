@@ -1,0 +1,267 @@
+"""MLflow, from the one process that owns a run: everything is spooled first and sent by a thread, so that a server that
+is away costs no record and no time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from infra.base.errors import OacirError
+from infra.base.spool import Record, Spool, flattened
+
+log = logging.getLogger(__name__)
+PATIENCE_S = 60.0
+"""How long a server that is away is waited for when a run ends."""
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+METRICS_PER_BATCH, ENTRIES_PER_BATCH = 1000, 100
+KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 5000
+"""Limits of MLflow's servers."""
+SPOOL_TAG = "oacir.spool"
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""Trying again is ours; nothing is told to others than the server. A user's own setting wins."""
+
+
+def tracking_uri(named: str | None) -> str | None:
+    """Where to track: what a recipe names, else the variable MLFLOW_TRACKING_URI, else nowhere."""
+    return named or os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def shown(uri: str) -> str:
+    """A URI without user and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: R_ID@1 becomes R_ID_at_1, what else it knows not becomes _."""
+    return re.sub(r"[^\w\-. /:]", "_", name.replace("@", "_at_"))[:KEY_LENGTH]
+
+
+class Tracker:
+    """A run's way to MLflow: what is told of it is spooled at once and sent meanwhile.
+
+    Args:
+        spool: of the run; one that holds records goes on, in the same run of MLflow.
+        uri: of the tracking server or database.
+        experiment, name: of the run in MLflow.
+    """
+
+    def __init__(self, spool: Spool, uri: str, experiment: str, name: str) -> None:
+        self.spool, self.uri = spool, uri
+        spool.begin(experiment, name)
+        self._known = {(r["group"], r["step"]) for r in spool.records if r["kind"] == "metrics"}
+        self._once = {r["kind"] for r in spool.records}
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._patience = PATIENCE_S
+        self.error: str | None = None
+        """Why the last try to send failed; None after one that did not."""
+        self.tell({"kind": "status", "status": "RUNNING"})
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def metrics(self, group: str, step: int, values: Mapping[str, float], time_s: float) -> None:
+        """Figures of a step; told once, a step's later figures of the same group are left aside."""
+        if (group, step) not in self._known:
+            self._known.add((group, step))
+            found = {f"{group}/{name}": value for name, value in values.items()}
+            self.tell({"kind": "metrics", "group": group, "step": step, "time_s": time_s, "values": found})
+
+    def params(self, tree: Mapping[str, Any]) -> None:
+        """The settings; those of the run's first start stay, since MLflow's cannot be changed."""
+        if "params" not in self._once:
+            values = {name: _text(value) for name, value in flattened(tree).items()}
+            self.tell({"kind": "params", "values": values})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """What describes the run; a later value of a tag replaces the earlier one."""
+        self.tell({"kind": "tags", "values": dict(values)})
+
+    def text(self, path: str, content: str) -> None:
+        """A small file among the run's artifacts."""
+        self.tell({"kind": "text", "path": path, "content": content})
+
+    def tell(self, *records: Record) -> None:
+        """Spool records and have them sent."""
+        try:
+            self.spool.append(records)
+        except OacirError as error:  # a training does not end because it cannot be watched
+            log.warning("not spooled yet: %s", error)
+        self._wake.set()
+
+    def close(self, status: str, patience_s: float = PATIENCE_S) -> str | None:
+        """End the run (FINISHED, FAILED, KILLED); waits for a server that is away until it was so for as long.
+
+        Returns:
+            One line where something could not be sent: what, why, and where it lies.
+        """
+        self.tell({"kind": "status", "status": status})
+        self._patience = patience_s
+        self._closing.set()
+        self._wake.set()
+        self._thread.join()
+        unsent = self.unsent
+        if not unsent:
+            return None
+        return (
+            f"{unsent:,} of {len(self.spool.records):,} records are not in MLflow at {shown(self.uri)}"
+            f" ({self.error}); they lie in {self.spool.url}"
+        )
+
+    @property
+    def unsent(self) -> int:
+        """Records that the server does not have."""
+        return len(self.spool.records) - self.spool.sent(shown(self.uri))[1]
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the run in MLflow, as soon as there is one."""
+        return self.spool.sent(shown(self.uri))[0]
+
+    def _work(self) -> None:
+        sender, away_since, pause = Sender(self.spool, self.uri), None, PAUSE_S
+        while True:
+            self._wake.clear()
+            try:
+                while sender.batch():
+                    away_since, pause, self.error = None, PAUSE_S, None
+            except Exception as error:  # whatever a server, a proxy or a database says
+                self.error = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                if away_since is None:
+                    away_since = time.monotonic()
+                    log.info("MLflow at %s does not take records: %s", shown(self.uri), self.error)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            if self._closing.is_set():
+                if away_since is None and not self.unsent:
+                    return
+                if away_since is not None and time.monotonic() - away_since > self._patience:
+                    return
+                time.sleep(min(pause, 1.0))
+            elif away_since is not None:
+                self._closing.wait(pause)
+            else:
+                self._wake.wait()
+
+
+def send(spool: Spool, uri: str) -> int:
+    """Send what a server does not have yet of a spool, into the run that it has of it or into a new one.
+
+    Returns:
+        How many records that were; 0 where it had all.
+
+    Raises:
+        OacirError: the server does not take them; what it took is remembered.
+    """
+    sender, before = Sender(spool, uri), spool.sent(shown(uri))[1]
+    try:
+        while sender.batch():
+            pass
+    except OacirError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise OacirError(
+            f"MLflow at {shown(uri)}: {why}; the records lie in {spool.url}, try again"
+        ) from error
+    return spool.sent(shown(uri))[1] - before
+
+
+class Sender:
+    """Brings a spool to a server, batch by batch. A batch whose answer was lost is sent again: MLflow keeps a metric of
+    the same step, time and value once."""
+
+    def __init__(self, spool: Spool, uri: str) -> None:
+        self.spool, self.uri, self.place = spool, uri, shown(uri)
+        self._client: Any = None
+
+    def batch(self) -> bool:
+        """Send some of what is not sent; False where nothing is left."""
+        run_id, start = self.spool.sent(self.place)
+        waiting = self.spool.records[start:]
+        if not waiting:
+            return False
+        run_id = run_id or self._run_id()
+        kind = waiting[0]["kind"]
+        if kind == "metrics":
+            count = self._metrics(run_id, waiting)
+        else:
+            self._other(run_id, waiting[0])
+            count = 1
+        self.spool.note_sent(self.place, run_id, start + count)
+        return True
+
+    @property
+    def client(self) -> Any:
+        """Of MLflow, whose import costs 1.3 s and 100 MB: made where something is to be sent."""
+        if self._client is None:
+            for name, value in ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            from mlflow.tracking import MlflowClient
+
+            self._client = MlflowClient(self.uri)
+        return self._client
+
+    def _run_id(self) -> str:
+        """The run that holds this spool: made here, also by an earlier try whose answer was lost."""
+        run = self.spool.run
+        found = self.client.get_experiment_by_name(run["experiment"])
+        experiment = found.experiment_id if found else self.client.create_experiment(run["experiment"])
+        runs = self.client.search_runs([experiment], f"tags.`{SPOOL_TAG}` = '{run['id']}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
+        made = self.client.create_run(experiment, run_name=run["name"], tags={SPOOL_TAG: run["id"]})
+        return str(made.info.run_id)
+
+    def _metrics(self, run_id: str, waiting: Sequence[Record]) -> int:
+        """As many records of metrics as fit into one request; how many."""
+        from mlflow.entities import Metric
+
+        metrics: list[Any] = []
+        count = 0
+        for record in waiting:
+            if record["kind"] != "metrics":
+                break
+            values = record["values"]
+            if metrics and len(metrics) + len(values) > METRICS_PER_BATCH:
+                break
+            when = round(1000 * record["time_s"])
+            metrics += [Metric(metric_name(name), v, when, record["step"]) for name, v in values.items()]
+            count += 1
+        self.client.log_batch(run_id, metrics=metrics)
+        return count
+
+    def _other(self, run_id: str, record: Record) -> None:
+        from mlflow.entities import Param, RunTag
+
+        kind, values = record["kind"], list(record.get("values", {}).items())
+        for i in range(0, len(values), ENTRIES_PER_BATCH):
+            part = values[i : i + ENTRIES_PER_BATCH]
+            if kind == "params":
+                params = [Param(metric_name(n), _within(v, PARAM_LENGTH)) for n, v in part]
+                self.client.log_batch(run_id, params=params)
+            else:
+                self.client.log_batch(run_id, tags=[RunTag(n, _within(v, TAG_LENGTH)) for n, v in part])
+        if kind == "text":
+            self.client.log_text(run_id, record["content"], record["path"])
+        elif kind == "status" and record["status"] == "RUNNING":
+            self.client.update_run(run_id, status="RUNNING")
+        elif kind == "status":
+            self.client.set_terminated(run_id, record["status"])
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _within(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
