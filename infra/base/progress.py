@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -58,14 +59,17 @@ class Progress:
     ) -> None:
         self._write(final=True, failed=kind is not None)
 
-    def update(self, count: int = 1, note: str = "") -> None:
-        """Say that `count` more units are done; the note (a loss, say) ends the line."""
+    def update(self, count: int = 1, note: str = "", *, at_once: bool = False) -> None:
+        """Say that `count` more units are done; the note (a loss, say) ends the line.
+
+        With `at_once` the line is written now and not at its pace.
+        """
         self.done += count
         now = self.clock()
         if count:
             self.latest = (now, self.done)
             self.first = self.first or self.latest
-        if now - self.last_written >= self.every_s:
+        if at_once or now - self.last_written >= self.every_s:
             self.last_written = now
             self._write(note=note)
 
@@ -88,7 +92,17 @@ class Progress:
             left = f"{duration((self.total - self.done) / rate)} left" if rate else ""
             text += "".join(f", {part}" for part in (pace, left, note) if part)
         if self.stream.isatty():
+            # a line that wraps could not be rewritten
+            while (columns := self._columns()) and len(text) >= columns and ", " in text:
+                text = text.rsplit(", ", 1)[0]
             self.stream.write("\r\x1b[2K" + text + ("\n" if final else ""))
         else:
             self.stream.write(text + "\n")
         self.stream.flush()
+
+    def _columns(self) -> int:
+        """Of the terminal; 0 where it does not say."""
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError):
+            return 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 
@@ -103,3 +104,27 @@ def test_a_failed_piece_of_work_says_so() -> None:
     with pytest.raises(RuntimeError), Progress("x", 2, "parts", stream=stream):
         raise RuntimeError
     assert stream.getvalue().endswith("stopped\n")
+
+
+class Narrow(Terminal):
+    """A terminal of 40 columns."""
+
+    def fileno(self) -> int:
+        return 7
+
+
+def test_a_line_that_would_wrap_loses_its_last_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((40, 24)))
+    stream = Narrow()
+    progress = Progress("train", 100, "steps", stream=stream, clock=Clock())
+    progress.update(5, "loss 3.214, τ 0.0700, β 5.91±0.42, lr 1.0e-03", at_once=True)
+    assert stream.getvalue() == "\r\x1b[2Ktrain: 5 of 100 steps, loss 3.214"
+
+
+def test_what_may_not_wait_is_written_at_once() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress("train", 100, "steps", stream=stream, clock=clock)
+    progress.update(5, "first", at_once=True)
+    progress.update(5, "second")
+    progress.update(0, "third", at_once=True)
+    assert stream.getvalue().splitlines() == ["train: 5 of 100 steps, first", "train: 10 of 100 steps, third"]
