@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from infra.base.config import Config, Name, recipe_hash
 from training.tower_config import TowerSection
+from training.tracking import TrackingSection
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -248,6 +249,8 @@ class TrainRecipe(Config):
     """The image tower while training."""
     scaling: ScalingSection = Field(default_factory=ScalingSection)
     """The machines."""
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+    """How it is watched."""
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -269,13 +272,13 @@ class TrainRecipe(Config):
     def identity(self, dataset_hash: str, feature_key: str) -> str:
         """The key of a run: equal for recipes that give equal results on this data.
 
-        Left out is where things lie and on what they are executed: a run goes on with other workers, threads or ZeRO
-        stages than it began with. They decide over the order of sums, and the workers over the dropout masks, which is
-        why its figures name them. Micro-batches stay in, whose masks are drawn one after another, and compiled layers,
-        which round otherwise. Layers that are computed again give the very same bits.
+        Left out is where things lie, on what they are executed and how they are watched: a run goes on with other
+        workers, threads or ZeRO stages than it began with. They decide over the order of sums, and the workers over the
+        dropout masks, which is why its figures name them. Micro-batches stay in, whose masks are drawn one after
+        another, and compiled layers, which round otherwise. Layers that are computed again give the very same bits.
         """
         tree = self.model_dump(mode="json")
-        for place in ("name", "dataset", "features", "embed"):
+        for place in ("name", "dataset", "features", "embed", "tracking"):
             del tree[place]
         for setting in ("checkpoint_every_steps", "checkpoints_kept", "activation_checkpointing"):
             del tree["training"][setting]

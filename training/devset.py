@@ -58,6 +58,18 @@ class TokenRows(Protocol):
         ...
 
 
+def dev_readings(rows: Sequence[Sequence[float]], galleries: Sequence[Gallery]) -> list[dict[str, float]]:
+    """Every measured step's figures: the measures of each domain as `domain/measure`, and their `mean`; rows as in
+    `DEV_COLUMNS`."""
+    means = mean_by_step(rows)
+    found = {step: {"step": float(step), "mean": mean} for step, mean in means.items()}
+    for row in rows:
+        columns = dict(zip(DEV_COLUMNS, row, strict=True))
+        domain = galleries[int(columns["gallery"])].domain
+        found[int(columns["step"])] |= {f"{domain}/{name}": columns[name] for name in MEASURES}
+    return list(found.values())
+
+
 def load_dev(
     dataset: Version, store: ImageRows, processor: AdaFocalProcessor, without: Sequence[str] = ()
 ) -> list[Gallery]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.config import TrainRecipe
 
 TRAINED, BEST = "trained.safetensors", "best.safetensors"
 """Files that rank 0 leaves in the run until the driver has exported the model."""
+
+PROFILE_FOLDER = "profile"
+"""Where a run keeps its traces."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,24 @@ class Job:
     board: Any
     """The `Board` actor."""
     total_steps: int
+    label: str = ""
+    """Of the run, `name/key`: what its Prometheus metrics are tagged with."""
+
+
+class Note(NamedTuple):
+    """What is told of a training once.
+
+    Attributes:
+        group: "train" (figures of n steps) or "dev" (a measurement); of a group each step counts once.
+        step: after which.
+        time_s: when, in seconds since the epoch.
+        figures: by name.
+    """
+
+    group: str
+    step: int
+    time_s: float
+    figures: dict[str, float]
 
 
 class Board:
@@ -42,6 +63,7 @@ class Board:
 
     def __init__(self) -> None:
         self.row: dict[str, float] | None = None
+        self.notes: list[Note] = []
         self.parts: dict[str, float] = {}
         self.failure = ""
         self.rows: list[int] = []
@@ -50,9 +72,13 @@ class Board:
         """The newest history row."""
         self.row = row
 
-    def read(self) -> dict[str, float] | None:
-        """The newest history row, if any."""
-        return self.row
+    def tell(self, notes: Iterable[Note]) -> None:
+        """Add to what is told. A worker that was lost tells some of it again."""
+        self.notes += notes
+
+    def read(self, start: int) -> tuple[dict[str, float] | None, list[Note]]:
+        """The newest history row, if any; what was told from the note with index `start` on."""
+        return self.row, self.notes[start:]
 
     def finish(self, parts: dict[str, float]) -> None:
         """Seconds by part of the steps."""

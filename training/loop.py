@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import ray
@@ -18,18 +20,21 @@ from infra.base import storage
 from training import checkpoints
 from training.batches import QuerySet, Sampler
 from training.checkpoints import CheckpointWriter
-from training.devset import DEV_COLUMNS, MEASURES, Gallery, mean_by_step, measure
-from training.distributed import largest_of_all
+from training.devset import DEV_COLUMNS, MEASURES, Gallery, dev_readings, mean_by_step, measure
+from training.distributed import largest_of_all, share
 from training.engine import Engine, trained_weights
 from training.features import FeatureStore
 from training.feed import BatchesAhead, Fed, Feed
+from training.flops import Shapes, step_flops
+from training.gauges import Gauges
 from training.history import HISTORY_COLUMNS, DivergedError, History
-from training.job import BEST, TRAINED, Job
-from training.meters import Parts
+from training.job import BEST, TRAINED, Job, Note
+from training.meters import Parts, Reading, memory_bytes, new_meter
 from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
 from training.pixels import PixelTokens
 from training.placement import place
+from training.profiling import Trace
 from training.stores import joined
 from training.task import make_task
 from training.towers import prepare_tower
@@ -90,6 +95,7 @@ class Loop:
         self.dev: list[tuple[float, ...]] = []
         self.last_rows = np.zeros(0, np.int64)
         self.parts = Parts()
+        self.meter, self.gauges = new_meter(job, device), Gauges(job.label, self.rank)
         self.step, self.saved, self.posted = 0, 0, 0.0
         self.least = 1
         """Steps that the next checkpoint has to keep away from the last one."""
@@ -101,13 +107,19 @@ class Loop:
             self.restore(done[-1])
         self.engine.model.train()
         total = self.job.total_steps
-        with self.feed() as feed:
+        section, run_url = self.job.recipe.tracking, self.job.run_url
+        with self.feed() as feed, Trace(section, run_url, self.step, self.rank == 0) as trace:
             began, waited = time.perf_counter(), 0.0
+            self.meter.begin(self.step, 0.0, self.parts.paused)
             while self.step < total and not self.exhausted():
                 fed = next(feed)
                 self.parts.seconds["data"] = feed.waited_s
                 self.train_step(fed, began, feed.waited_s - waited)
                 waited = feed.waited_s
+                self.meter.add(self.step, waited, self.parts.paused)
+                if trace.active:
+                    with self.parts.time("profile"):
+                        trace.step(self.step)
                 ended_epoch = self.step % self.sampler.steps_per_epoch == 0
                 if self._dev_is_due(ended_epoch, fed.epoch):
                     self.measure_dev(fed.epoch)
@@ -161,8 +173,9 @@ class Loop:
             passed = time.perf_counter() - began
             # on a GPU the norm is not waited for here
             scale = (self.engine.loss_scale, float(self.engine.skipped))
-            rest = (self.engine.rate, self.engine.gradient_norm, passed, waited, *scale)
-            self.history.add(self.step, epoch, rows, output, rest)
+            spent = (passed, waited, *scale, memory_bytes(self.device))
+            rest = (self.engine.rate, self.engine.gradient_norm, *spent)
+            self.history.add(self.step, epoch, rows, output, self._flops(fed), rest)
             self.last_rows = rows
         if self.engine.overflows:
             raise DivergedError(
@@ -175,8 +188,18 @@ class Loop:
         """Complete the history of the last steps, and tell the driver."""
         self.history.flush()
         self.posted = time.monotonic()
+        told = self.meter.read(self.history.rows)
+        for window in told:
+            self.gauges.set(window)
         if self.rank == 0 and self.history.rows:
+            if told:
+                self.tell("train", [window.figures for window in told])
             self.job.board.post.remote(self.history.last)
+
+    def tell(self, group: str, told: Sequence[Reading]) -> None:
+        """Tell the driver figures, each with its step among them."""
+        notes = [Note(group, int(figures["step"]), time.time(), figures) for figures in told]
+        self.job.board.tell.remote(notes)
 
     def judge(self) -> None:
         """Flush, and stop if a loss was no number. To be called after the same steps on every worker.
@@ -198,6 +221,8 @@ class Loop:
         self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
         best_before = max(mean_by_step(self.dev).values(), default=-1.0)
         self.dev += [(self.step, epoch, i, *row, seconds) for i, row in enumerate(found)]
+        if self.rank == 0:
+            self.tell("dev", dev_readings(self.dev[-len(found) :], self.galleries))
         mean = mean_by_step(self.dev)[self.step]
         if self.training.select == "best_on_dev" and mean > best_before:
             self._write_weights(BEST)
@@ -242,7 +267,10 @@ class Loop:
         self.engine.restore(itertools.chain([first], parts))
         self.step = self.saved = step
         if self.rank == 0:
-            self.history.rows, self.dev = ([tuple(r) for r in first[n].tolist()] for n in ("history", "dev"))
+            self.history.restore(first["history"].tolist())
+            self.dev = [tuple(row) for row in first["dev"].tolist()]
+            self.tell("train", self.meter.earlier(self.history.rows))
+            self.tell("dev", dev_readings(self.dev, self.galleries))
         known = [self.dev]  # all workers judge by it whether to go on
         dist.broadcast_object_list(known, 0, device=self.device)
         self.dev = known[0]
@@ -254,6 +282,17 @@ class Loop:
         if self.rank == 0:
             ray.get(self.job.board.finish.remote(self.parts.seconds))
         dist.barrier()
+
+    def _flops(self, fed: Fed) -> float:
+        """Model FLOPs of this worker's part of the step; NaN where `step_flops` does not know."""
+        start, end = share(len(fed.rows), self.rank, self.world_size)
+        batch = fed.batch
+        # the lengths of the texts as the host knows them: to ask the batch would wait for the device
+        pieces = int(self.queries.text_lengths[fed.rows[start:end]].sum())
+        targets, longest = len(batch.target_tokens), batch.input_ids.shape[1]
+        shapes = Shapes(end - start, targets, batch.total, pieces, longest, batch.modulate)
+        found = step_flops(self.engine.model.config, shapes, self.job.recipe.tower)
+        return math.nan if found is None else found
 
     def _dev_is_due(self, ended_epoch: bool, epoch: int) -> bool:
         every = self.training.dev_every_epochs

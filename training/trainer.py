@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,9 @@ from training.data import (
     read_quadruples,
     training_texts,
 )
-from training.job import BEST, TRAINED, Board, Job, work
+from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
+from training.logged import Log, logged
+from training.tracking import note
 
 if TYPE_CHECKING:
     from training.features import FeatureStore
@@ -64,6 +66,14 @@ class Inputs:
     regions: dict[str, int]
     """Training queries by what marks their object."""
 
+    @property
+    def parents(self) -> dict[str, str]:
+        """Role → content hash of what the run is made from."""
+        found = {"dataset": self.dataset.manifest.content_hash}
+        for role, store in zip(("features", "views"), self.stores, strict=False):
+            found[role] = store.version.manifest.content_hash
+        return found
+
 
 def train(recipe: TrainRecipe, context: Context) -> Outcome:
     """Train the recipe's model on its benchmark; finished runs are left alone, interrupted ones go on.
@@ -94,21 +104,31 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
             draft.url,
             figures,
         )
-    parts, redone_from = _fit(recipe, draft, inputs)
-    version = _commit(recipe, draft, inputs, parts, time.monotonic() - began)
-    checkpoints.remove_all(draft.url)
+    with logged(recipe, draft, inputs.parents) as log:
+        parts, redone_from = _fit(recipe, draft, inputs, log)
+        version = _commit(recipe, draft, inputs, parts, time.monotonic() - began)
+        checkpoints.remove_all(draft.url)
+        log.finished(version, time.time())
     figures = version.manifest.figures
-    per_step = figures["ms_per_step"]
     return Outcome(
         f"trained {figures['steps']:,} steps in {duration(time.monotonic() - began)}"
         + (f" (resumed at step {redone_from:,})" if redone_from else "")
         + f", loss {figures['loss']:.3f}: {draft.url}",
         draft.url,
         figures,
-        (("a step costs " + ", ".join(f"{part} {ms:.0f} ms" for part, ms in per_step.items())),)
-        if per_step
-        else (),
+        (*_costs(figures["ms_per_step"]), *_traces(version), *log.line()),
     )
+
+
+def _costs(per_step: Mapping[str, float]) -> tuple[str, ...]:
+    if not per_step:
+        return ()
+    return ("a step costs " + ", ".join(f"{part} {ms:.0f} ms" for part, ms in per_step.items()),)
+
+
+def _traces(version: Version) -> tuple[str, ...]:
+    paths = [file.path for file in version.manifest.files if file.path.startswith(f"{PROFILE_FOLDER}/")]
+    return tuple(f"trace for chrome://tracing or ui.perfetto.dev: {version.path(path)}" for path in paths)
 
 
 def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
@@ -210,7 +230,7 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
     return Outcome(f"dry run: would train run {recipe.name}/{key}", None, figures, (*details, *warned))
 
 
-def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, float], int]:
+def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[dict[str, float], int]:
     """Run the loop under Ray Train; seconds by part over the steps done here, and the step it went on from."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -261,6 +281,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         plan=plan,
         board=board,
         total_steps=inputs.total_steps,
+        label=f"{draft.name}/{draft.key}",
     )
     scaling = recipe.scaling
     filesystem, folder = storage.arrow_filesystem(storage.join(draft.url, RAY_FOLDER))
@@ -284,7 +305,10 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs) -> tuple[dict[str, f
         **streamed,
     )
     resumed = done[-1] if done else 0
-    with Progress("train", inputs.total_steps, "steps", done=resumed) as progress, _Watch(board, progress):
+    with (
+        Progress("train", inputs.total_steps, "steps", done=resumed) as progress,
+        _Watch(board, progress, log),
+    ):
         try:
             with _own_interrupt():
                 trainer.fit()
@@ -365,9 +389,6 @@ def _commit(
     }
     weights = {f.path: f.sha256 for f in files if f.path.endswith(".safetensors")}
     content: dict[str, int | str] = {**weights, "history": rows_hash(history.select(UNTIMED).to_pylist())}
-    parents = {"dataset": inputs.dataset.manifest.content_hash}
-    for role, store in zip(("features", "views"), inputs.stores, strict=False):
-        parents[role] = store.version.manifest.content_hash
     for role, store in zip(("feature_key", "view_feature_key"), inputs.stores, strict=False):
         figures[role] = store.key
     figures["tower"] = recipe.tower.mode
@@ -375,10 +396,12 @@ def _commit(
     text = card.model_card(recipe, inputs.model, inputs.dataset.manifest, figures)
     storage.write_bytes(draft.path(card_path), text.encode())
     files.append(file_entry(draft.url, card_path))
+    traces = storage.files_in(draft.path(PROFILE_FOLDER))
+    files += [file_entry(draft.url, f"{PROFILE_FOLDER}/{file.path}") for file in traces]
     version = draft.commit(
         content_hash=content_hash(content),
         files=files,
-        parents=parents,
+        parents=inputs.parents,
         seconds={"train": seconds},
         figures=figures,
     )
@@ -425,20 +448,22 @@ def _own_interrupt() -> Iterator[None]:
 
 
 class _Watch:
-    """Carries the board's news to the progress line while the driver waits for Ray Train."""
+    """Carries the board's news to the progress line and to MLflow while the driver waits for Ray Train."""
 
-    def __init__(self, board: Any, progress: Progress) -> None:
-        self.board, self.progress = board, progress
+    def __init__(self, board: Any, progress: Progress, log: Log) -> None:
+        self.board, self.progress, self.log = board, progress, log
+        self.told, self.note = 0, ""
+        self.shown = progress.done
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
         self.thread.start()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop.set()
         self.thread.join()
-        if kind is None:
+        with suppress(Exception):  # the board may be what was lost
             self._read()
 
     def _watch(self) -> None:
@@ -453,6 +478,13 @@ class _Watch:
     def _read(self) -> None:
         import ray
 
-        row = ray.get(self.board.read.remote())
+        row, notes = ray.get(self.board.read.remote(self.told))
+        self.told += len(notes)
+        self.log.notes(notes)
+        for told in notes:
+            if told.group == "train" and told.step > self.shown:
+                self.shown, self.note = told.step, note(told.figures)
+                self.progress.update(max(0, told.step - self.progress.done), self.note, at_once=True)
         if row is not None:
-            self.progress.update(int(row["step"]) - self.progress.done, f"loss {row['loss']:.3f}")
+            done = int(row["step"])
+            self.progress.update(done - self.progress.done, self.note or f"loss {row['loss']:.3f}")

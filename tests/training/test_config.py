@@ -180,3 +180,14 @@ def test_a_runs_key_sees_the_tower_but_not_how_it_is_read() -> None:
     assert key() == key(("tower.mode", "stored"))
     assert len({key(), key(lora), key(lora, ("tower.lora_rank", "4")), key(lora, ("tower.crop", "0.5"))}) == 4
     assert key(lora, ("tower.readers", "3")) == key(lora)
+
+
+def test_how_a_run_is_watched_is_no_part_of_its_key() -> None:
+    watched = {"mlflow_uri": "http://there:5000", "every_steps": 3, "profile_steps": 2, "peak_tflops": 1.0}
+    keys = {TrainRecipe.model_validate({"tracking": t}).identity("data", "features") for t in ({}, watched)}
+    assert len(keys) == 1
+
+
+def test_a_password_in_a_recipe_is_refused() -> None:
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
+        TrainRecipe.model_validate({"tracking": {"mlflow_uri": "https://me:secret@there"}})

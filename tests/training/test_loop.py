@@ -17,10 +17,15 @@ from training.history import DivergedError, History, Pending
 from training.loop import JUDGED_EVERY_STEPS, Loop
 from training.meters import Parts
 from training.task import StepOutput
+from training.tracking import TrackingSection
 
 BATCH = np.array([4, 7, 9])
 BROKEN_AT = 45
 """A step between two checkpoints: those of 20, 40 and more steps lie 1, 2 and more apart."""
+
+
+def ignore(*_: object) -> None:
+    pass
 
 
 class Ready:
@@ -42,10 +47,13 @@ class Worker(Loop):
     """A worker of which only the course of the steps is real; each step's sums are there at once."""
 
     def __init__(self, run_url: str, broken_at: int, total: int = 200) -> None:
-        self.job: Any = SimpleNamespace(run_url=run_url, total_steps=total, board=None)
+        recipe = SimpleNamespace(tracking=TrackingSection())
+        self.job: Any = SimpleNamespace(run_url=run_url, total_steps=total, board=None, recipe=recipe)
         self.training: Any = SimpleNamespace(checkpoint_every_steps=50, dev_every_epochs=None, patience=None)
         self.sampler: Any = SimpleNamespace(steps_per_epoch=total)
         self.parts = Parts()
+        # figures need all workers; here is one
+        self.meter: Any = SimpleNamespace(begin=ignore, add=ignore, read=lambda rows: [])
         self.engine: Any = SimpleNamespace(model=SimpleNamespace(train=lambda: None))
         self.rank, self.step, self.saved, self.posted, self.least = 1, 0, 0, 0.0, 1
         self.history, self.galleries, self.dev = History(), [], []
@@ -58,8 +66,8 @@ class Worker(Loop):
         rows, epoch = fed.rows, fed.epoch
         self.step += 1
         loss = float("nan") if self.step >= self.broken_at else 3.0
-        sums = torch.tensor([loss * len(rows), 0.0, 0.0], dtype=torch.float64)
-        handle, rest = SimpleNamespace(wait=lambda: None), (1e-3, 1.0, 0.1, 0.0, 1.0, 0.0)
+        sums = torch.tensor([loss * len(rows), 0.0, 0.0, 0.0], dtype=torch.float64)
+        handle, rest = SimpleNamespace(wait=lambda: None), (1e-3, 1.0, 0.1, 0.0, 1.0, 0.0, 1e9)
         pending = Pending(self.step, epoch, rows, float("nan"), torch.tensor(0.07), sums, handle, rest)
         self.history.pending.append(pending)
 
@@ -102,7 +110,7 @@ class Overflowing(Worker):
 
     def __init__(self, run_url: str) -> None:
         super().__init__(run_url, broken_at=1000)
-        self.training.seed = 0
+        self.training.seed, self.device = 0, torch.device("cpu")
         output = StepOutput(torch.tensor(1.0), torch.tensor(3.0), None, torch.tensor(0.07))
         self.engine = SimpleNamespace(
             model=SimpleNamespace(train=lambda: None, temp=torch.tensor(0.07)),
@@ -110,6 +118,9 @@ class Overflowing(Worker):
         )  # fmt: skip
 
     train_step = Loop.train_step
+
+    def _flops(self, fed: Fed) -> float:
+        return 0.0
 
 
 def test_a_gradient_that_no_scale_brings_into_float16_ends_the_training_at_its_step(

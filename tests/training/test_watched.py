@@ -1,0 +1,235 @@
+"""A training that is watched: in MLflow, by Prometheus, with a trace; and the same one unwatched."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small_benchmark import write_benchmark
+
+from infra.base.command import Context, Outcome
+from infra.base.versions import Version, code_version, open_version
+from pipelines.embed import embed
+from training import checkpoints
+from training.config import TrainRecipe
+from training.trainer import UNTIMED, train
+
+STEPS, EVERY = 20, 5
+WATCHED = {"every_steps": EVERY, "profile_from": 4, "profile_steps": 2, "peak_tflops": 0.1}
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("watched")]
+
+
+def recipe(**tracking: Any) -> TrainRecipe:
+    overrides = {
+        "qformer.hidden_size": 32, "qformer.num_hidden_layers": 2, "qformer.intermediate_size": 64,
+        "num_query_tokens": 4, "num_probe_tokens": 2, "crm_feedforward": 32,
+    }  # fmt: skip
+    return TrainRecipe.model_validate(
+        {
+            "name": "watched", "dataset": "small",
+            "model": {"overrides": overrides, "crm_layers": 1},
+            "embed": {"workers": 1},
+            "training": {"epochs": 9, "steps": STEPS, "batch_size": 24, "learning_rate": 3e-3, "dev_every_epochs": 3},
+            "tracking": tracking,
+        }
+    )  # fmt: skip
+
+
+class Scraper(threading.Thread):
+    """Asks Ray's metrics endpoints again and again, as Prometheus does; keeps the newest value of every series."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.values: dict[tuple[str, str], float] = {}
+        self.tags: dict[str, str] = {}
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        import ray
+
+        while not self.over.wait(0.2):
+            for node in ray.nodes():
+                url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                    self._note(answer.read().decode())
+
+    def _note(self, text: str) -> None:
+        for name, tags, value in re.findall(r"^ray_oacir_train_(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
+            found = dict(re.findall(r'(\w+)="([^"]*)"', tags))
+            self.values[name, found["rank"]] = float(value)
+            self.tags = found
+
+
+@dataclass
+class Watched:
+    """A watched run, and what was seen of it meanwhile."""
+
+    root: str
+    outcome: Outcome
+    client: Any
+    scraped: dict[tuple[str, str], float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def run(self) -> Version:
+        return open_version(str(self.outcome.location))
+
+    def mlflow(self, name: str = "oacir") -> Any:
+        """The one run of an experiment."""
+        experiment = self.client.get_experiment_by_name(name)
+        (found,) = self.client.search_runs([experiment.experiment_id])
+        return found
+
+
+@pytest.fixture(scope="module")
+def watched(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    import ray
+    from mlflow.tracking import MlflowClient
+
+    assert ray.nodes()[0]["MetricsExportPort"] > 0, "Ray needs its extra `default` to serve metrics"
+    root = tmp_path_factory.mktemp("watched")
+    write_benchmark(root, identities=12)
+    embed(recipe(), Context(root=str(root)))
+    uri = f"sqlite:///{root}/mlflow.db"
+    client = MlflowClient(uri)
+    client.create_experiment("oacir", artifact_location=f"file://{root}/artifacts")
+    scraper = Scraper()
+    scraper.start()
+    outcome = train(recipe(**WATCHED, mlflow_uri=uri), Context(root=str(root)))
+    scraper.over.set()
+    scraper.join()
+    return Watched(str(root), outcome, client, scraper.values, scraper.tags)
+
+
+def history_of(client: Any, run_id: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
+
+
+def test_every_n_steps_are_in_mlflow(watched: Watched) -> None:
+    run, rows = watched.mlflow(), watched.run.table("history").to_pydict()
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "watched")
+    told = {n: history_of(watched.client, run.info.run_id, f"train/{n}") for n in ("loss", "beta_mean")}
+    for name, values in told.items():
+        means = [sum(rows[name][i : i + EVERY]) / EVERY for i in range(0, STEPS, EVERY)]
+        assert [step for step, _ in values] == [5, 10, 15, 20]
+        assert [value for _, value in values] == pytest.approx(means)
+    last = run.data.metrics
+    assert last["train/samples_per_second"] > 0
+    assert 0 <= last["train/data_wait_share"] < 1
+    assert 1e7 < last["train/memory_bytes"] < 1e10
+    flops = sum(rows["model_flops"][-EVERY:]) / EVERY
+    assert last["train/model_flops_per_second"] == pytest.approx(
+        flops * last["train/samples_per_second"] / (sum(rows["samples"][-EVERY:]) / EVERY)
+    )
+    assert last["train/mfu"] == pytest.approx(last["train/model_flops_per_second"] / (2 * 0.1e12))
+
+
+def test_settings_origins_and_results_are_in_mlflow(watched: Watched) -> None:
+    run, manifest = watched.mlflow(), watched.run.manifest
+    assert run.data.params["training.batch_size"] == "24"
+    assert run.data.params["model.overrides.qformer.hidden_size"] == "32"
+    tags = run.data.tags
+    assert tags["oacir.run"] == f"watched/{manifest.key}"
+    assert {tags["oacir.dataset_hash"], tags["oacir.features_hash"]} == set(manifest.parents.values())
+    assert tags["oacir.version"] == code_version().partition("+")[0]
+    assert {f"version.{name}" for name in ("torch", "ray", "deepspeed", "transformers")} <= set(tags)
+    assert tags["oacir.content_hash"] == manifest.content_hash
+    dev = watched.run.table("dev").to_pylist()
+    told = history_of(watched.client, run.info.run_id, "dev/b/R_ID_at_1")
+    assert told == [(row["step"], row["R_ID@1"]) for row in dev if row["domain"] == "b"]
+    assert run.data.metrics["run/loss"] == pytest.approx(manifest.figures["loss"])
+    assert run.data.metrics["run/dev/R_at_1"] == pytest.approx(manifest.figures["dev"]["R@1"])
+    names = {file.path for file in watched.client.list_artifacts(run.info.run_id)}
+    assert names == {"recipe.yaml", "model_card.md"}
+    assert watched.outcome.details[-1].startswith(f"MLflow run {run.info.run_id} at sqlite:///")
+
+
+def test_prometheus_sees_every_worker(watched: Watched) -> None:
+    for name in (
+        "loss",
+        "temperature",
+        "beta_mean",
+        "gradient_norm",
+        "learning_rate",
+        "samples_per_second",
+        "mfu",
+    ):
+        # the very last value may have come after the last scrape
+        seen = [v for _, v in history_of(watched.client, watched.mlflow().info.run_id, f"train/{name}")]
+        assert any(watched.scraped[name, "0"] == pytest.approx(value) for value in seen), name
+        assert (name, "1") not in watched.scraped
+    for rank in "01":
+        assert watched.scraped["memory_bytes", rank] > 1e7
+        assert watched.scraped["step_seconds_count", rank] % EVERY == 0
+    assert watched.scraped["samples_total", "0"] > 0
+    assert watched.tags["run"] == f"watched/{watched.run.manifest.key}"
+
+
+def test_the_trace_holds_the_steps_asked_for(watched: Watched) -> None:
+    path = "profile/steps-4-5.json.gz"
+    assert path in {file.path for file in watched.run.manifest.files}
+    assert any(line.endswith(watched.run.path(path)) for line in watched.outcome.details)
+    events = json.loads(gzip.decompress(Path(watched.run.path(path)).read_bytes()))["traceEvents"]
+    assert {e["name"] for e in events if e["name"].startswith("ProfilerStep")} == {
+        "ProfilerStep#3",
+        "ProfilerStep#4",
+    }
+    assert any("mm" in event["name"] for event in events)
+
+
+def test_to_be_watched_changes_nothing(watched: Watched, tmp_path: Path) -> None:
+    outcome = train(recipe(), Context(root=watched.root, out=str(tmp_path / "plain")))
+    plain = open_version(str(outcome.location))
+    assert plain.manifest.key == watched.run.manifest.key
+    columns = list(UNTIMED)
+    assert plain.table("history", columns).equals(watched.run.table("history", columns))
+    assert plain.manifest.content_hash == watched.run.manifest.content_hash
+    assert not (tmp_path / "plain" / "tracking").exists()
+
+
+class Killer(threading.Thread):
+    """Kills the training workers once, when a checkpoint behind a step is complete."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.step, self.killed = run, step, 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            if max(checkpoints.complete_steps(str(self.folder)), default=0) >= self.step:
+                for worker in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(worker.cmdline()):
+                        worker.kill()
+                        self.killed += 1
+                return
+
+
+def test_a_run_whose_workers_were_killed_is_one_run_with_every_step_once(
+    watched: Watched, tmp_path: Path
+) -> None:
+    killer = Killer(tmp_path / "again", 12)
+    killer.start()
+    uri = f"sqlite:///{watched.root}/mlflow.db"
+    watched.client.create_experiment("killed", artifact_location=f"file://{tmp_path}/artifacts")
+    asked = recipe(**WATCHED, mlflow_uri=uri, experiment="killed")
+    train(asked, Context(root=watched.root, out=str(tmp_path / "again")))
+    killer.over.set()
+    killer.join()
+    assert killer.killed == 2, "the workers were to be killed in the middle"
+    again = watched.mlflow("killed")
+    for name in ("train/loss", "dev/mean"):
+        found, whole = (
+            history_of(watched.client, run.info.run_id, name) for run in (again, watched.mlflow())
+        )
+        assert found == whole
