@@ -29,6 +29,8 @@ DISTRIBUTED = "tests/training/test_distributed.py"
 REGIONS = "tests/training/model/test_regions.py"
 METRICS = "tests/training/test_metrics.py"
 FEED = "tests/training/test_feed.py"
+FLOPS = "tests/training/test_flops.py"
+METERS = "tests/training/test_meters.py"
 GRADIENTS = "tests/training/test_gradients.py"
 PRECISION = "tests/training/test_precision.py"
 STORED = "tests/training/test_stored.py"
@@ -387,6 +389,27 @@ MUTATIONS = (
         "self._generator(step, REFERENCE, part.start + place)",
         "self._generator(step, REFERENCE, place)",
         (READER,),
+    # What is told of a step
+    Mutation(
+        "a dev measurement counted as time of steps",
+        "training/meters.py",
+        "- began - (paused - paused_before)",
+        "- began",
+        (METERS,),
+    ),
+    Mutation(
+        "the workers' maxima lost on their way",
+        "training/meters.py",
+        "dist.all_reduce(most, dist.ReduceOp.MAX, async_op=True)",
+        "dist.all_reduce(most.zero_(), dist.ReduceOp.MAX, async_op=True)",
+        (METERS,),
+    ),
+    Mutation(
+        "frozen tokens counted as if they had a gradient",
+        "training/flops.py",
+        "return 3 * self.both + 2 * self.one",
+        "return 3 * self.both + 3 * self.one",
+        (FLOPS,),
     ),
     Mutation(
         "a second forward that draws other dropout masks",

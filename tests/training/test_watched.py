@@ -23,7 +23,7 @@ from training import checkpoints
 from training.config import TrainRecipe
 from training.trainer import UNTIMED, train
 
-STEPS, EVERY = 20, 5
+STEPS, EVERY, KILLED_AT = 20, 5, 12
 WATCHED = {"every_steps": EVERY, "profile_from": 4, "profile_steps": 2, "peak_tflops": 0.1}
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("watched")]
@@ -70,12 +70,30 @@ class Scraper(threading.Thread):
             self.tags = found
 
 
+class Killer(threading.Thread):
+    """Kills the training workers once, when a checkpoint behind a step is complete."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.step, self.killed = run, step, 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.02):
+            if max(checkpoints.complete_steps(str(self.folder)), default=0) >= self.step:
+                for worker in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(worker.cmdline()):
+                        worker.kill()
+                        self.killed += 1
+                return
+
+
 @dataclass
 class Watched:
-    """A watched run, and what was seen of it meanwhile."""
+    """A run whose workers were killed in its midst, what was seen of it meanwhile, and the same one left in peace."""
 
-    root: str
     outcome: Outcome
+    plain: Version
     client: Any
     scraped: dict[tuple[str, str], float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -84,9 +102,9 @@ class Watched:
     def run(self) -> Version:
         return open_version(str(self.outcome.location))
 
-    def mlflow(self, name: str = "oacir") -> Any:
-        """The one run of an experiment."""
-        experiment = self.client.get_experiment_by_name(name)
+    def mlflow(self) -> Any:
+        """The one run of the experiment."""
+        experiment = self.client.get_experiment_by_name("oacir")
         (found,) = self.client.search_runs([experiment.experiment_id])
         return found
 
@@ -103,19 +121,24 @@ def watched(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Watc
     uri = f"sqlite:///{root}/mlflow.db"
     client = MlflowClient(uri)
     client.create_experiment("oacir", artifact_location=f"file://{root}/artifacts")
-    scraper = Scraper()
+    plain = train(recipe(), Context(root=str(root), out=str(root / "plain")))
+    scraper, killer = Scraper(), Killer(root / "watched", KILLED_AT)
     scraper.start()
-    outcome = train(recipe(**WATCHED, mlflow_uri=uri), Context(root=str(root)))
-    scraper.over.set()
-    scraper.join()
-    return Watched(str(root), outcome, client, scraper.values, scraper.tags)
+    killer.start()
+    asked = recipe(**WATCHED, mlflow_uri=uri)
+    outcome = train(asked, Context(root=str(root), out=str(root / "watched")))
+    for thread in (scraper, killer):
+        thread.over.set()
+        thread.join()
+    assert killer.killed == 2, "the workers were to be killed in the middle"
+    return Watched(outcome, open_version(str(plain.location)), client, scraper.values, scraper.tags)
 
 
 def history_of(client: Any, run_id: str, name: str) -> list[tuple[int, float]]:
     return [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
 
 
-def test_every_n_steps_are_in_mlflow(watched: Watched) -> None:
+def test_every_n_steps_are_in_mlflow_once_whatever_was_killed(watched: Watched) -> None:
     run, rows = watched.mlflow(), watched.run.table("history").to_pydict()
     assert (run.info.status, run.info.run_name) == ("FINISHED", "watched")
     told = {n: history_of(watched.client, run.info.run_id, f"train/{n}") for n in ("loss", "beta_mean")}
@@ -187,49 +210,10 @@ def test_the_trace_holds_the_steps_asked_for(watched: Watched) -> None:
     assert any("mm" in event["name"] for event in events)
 
 
-def test_to_be_watched_changes_nothing(watched: Watched, tmp_path: Path) -> None:
-    outcome = train(recipe(), Context(root=watched.root, out=str(tmp_path / "plain")))
-    plain = open_version(str(outcome.location))
+def test_to_be_watched_changes_nothing(watched: Watched) -> None:
+    plain, columns = watched.plain, list(UNTIMED)
     assert plain.manifest.key == watched.run.manifest.key
-    columns = list(UNTIMED)
     assert plain.table("history", columns).equals(watched.run.table("history", columns))
     assert plain.manifest.content_hash == watched.run.manifest.content_hash
-    assert not (tmp_path / "plain" / "tracking").exists()
-
-
-class Killer(threading.Thread):
-    """Kills the training workers once, when a checkpoint behind a step is complete."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(daemon=True)
-        self.folder, self.step, self.killed = run, step, 0
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.02):
-            if max(checkpoints.complete_steps(str(self.folder)), default=0) >= self.step:
-                for worker in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in " ".join(worker.cmdline()):
-                        worker.kill()
-                        self.killed += 1
-                return
-
-
-def test_a_run_whose_workers_were_killed_is_one_run_with_every_step_once(
-    watched: Watched, tmp_path: Path
-) -> None:
-    killer = Killer(tmp_path / "again", 12)
-    killer.start()
-    uri = f"sqlite:///{watched.root}/mlflow.db"
-    watched.client.create_experiment("killed", artifact_location=f"file://{tmp_path}/artifacts")
-    asked = recipe(**WATCHED, mlflow_uri=uri, experiment="killed")
-    train(asked, Context(root=watched.root, out=str(tmp_path / "again")))
-    killer.over.set()
-    killer.join()
-    assert killer.killed == 2, "the workers were to be killed in the middle"
-    again = watched.mlflow("killed")
-    for name in ("train/loss", "dev/mean"):
-        found, whole = (
-            history_of(watched.client, run.info.run_id, name) for run in (again, watched.mlflow())
-        )
-        assert found == whole
+    assert not Path(plain.path("tracking")).exists()
+    assert Path(watched.run.path("tracking")).is_dir()
