@@ -193,7 +193,7 @@ def test_prometheus_sees_every_worker(watched: Watched) -> None:
         assert (name, "1") not in watched.scraped
     for rank in "01":
         assert watched.scraped["memory_bytes", rank] > 1e7
-        assert watched.scraped["step_seconds_count", rank] % EVERY == 0
+        assert watched.scraped["step_seconds_count", rank] > 0
     assert watched.scraped["samples_total", "0"] > 0
     assert watched.tags["run"] == f"watched/{watched.run.manifest.key}"
 
