@@ -389,6 +389,7 @@ MUTATIONS = (
         "self._generator(step, REFERENCE, part.start + place)",
         "self._generator(step, REFERENCE, place)",
         (READER,),
+    ),
     # What is told of a step
     Mutation(
         "a dev measurement counted as time of steps",
