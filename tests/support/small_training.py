@@ -23,6 +23,17 @@ from training.model.config import preset
 ROWS = 11
 """Not divisible by 2 or 4: shares differ by a row."""
 Gradients = dict[str, Tensor]
+VARIANTS: dict[str, dict[str, Any]] = {
+    "scalar": {},
+    "vector": {"modulation": "vector"},
+    "fixed": {"modulation": "fixed", "fixed_beta": 2.0},
+    "none": {"modulation": "none"},
+    "mlp": {"crm": "mlp", "trainable_probes": False},
+    "average, bias of the paper": {"crm": "average", "bias_scale": "paper", "trainable_queries": False},
+    "SPRC": {"method": "sprc", "modulation": "none"},
+    "SPRC†": {"method": "sprc", "modulation": "scalar"},
+}
+"""Every variant of the model, as what it has otherwise than the first."""
 
 
 def small_model(
@@ -42,6 +53,11 @@ def small_model(
         "crm_dropout": dropout, **changed,
     }  # fmt: skip
     return random_model(preset("tiny", method, **sizes), seed=1, with_tower=with_tower).to(dtype).train()
+
+
+def variant(name: str, **changed: Any) -> AdaFocalModel:
+    """One of `VARIANTS` in float64."""
+    return small_model(torch.float64, **(VARIANTS[name] | changed))
 
 
 def global_batch(dtype: torch.dtype) -> dict[str, Tensor]:

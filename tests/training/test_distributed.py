@@ -5,6 +5,7 @@ The processes are forked, so they need no import of their own; each talks gloo o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import torch
 import torch.distributed as dist
 from small_training import (
     ROWS,
+    VARIANTS,
     Gradients,
     global_batch,
     largest_relative_error,
     on_processes,
     part,
     small_model,
+    variant,
 )
 from torch import Tensor
 
@@ -27,24 +30,34 @@ from training.batches import Batch
 from training.config import TrainRecipe
 from training.distributed import gather_rows, share
 from training.losses import info_nce
+from training.model.adafocal import AdaFocalModel
+from training.model.sprc import SprcModel
 from training.scoring import max_over_set
 from training.task import ContrastiveTask
 
+Found = dict[str, tuple[float, Gradients]]
+"""Loss and gradients by variant."""
 
-def reference_gradients(dtype: torch.dtype) -> tuple[float, Gradients]:
-    """One process, plain InfoNCE over the whole batch; no code of the distributed path."""
-    model, batch = small_model(dtype), global_batch(dtype)
-    query, targets = model(**batch)
-    loss = info_nce(max_over_set(query.embedding, targets), model.temp, torch.arange(ROWS))
+
+def reference_gradients(model: AdaFocalModel) -> tuple[float, Gradients]:
+    """One process, plain losses over the whole batch; no code of the distributed path."""
+    query, targets = model(**global_batch(model.dtype))
+    labels = torch.arange(ROWS)
+    loss = info_nce(max_over_set(query.embedding, targets), model.temp, labels)
+    if isinstance(model, SprcModel):
+        text, fused, prompts = (query.extras[name] for name in ("text_only", "fused", "prompts"))
+        rtc = info_nce(max_over_set(text, targets), model.temp, labels)
+        align = (fused - prompts.detach()).square().mean()
+        loss = loss + model.config.rtc_weight * rtc + model.config.align_weight * align
     loss.backward()
     return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def averaged_gradients(world_size: int) -> tuple[float, Gradients]:
+def averaged_gradients(world_size: int, names: Sequence[str]) -> Found:
     """Loss and gradients as data parallelism gets them: each worker its own part, then the mean over workers."""
 
-    def work(rank: int) -> tuple[float, Gradients]:
-        model = small_model(torch.float64)
+    def one(name: str, rank: int) -> tuple[float, Gradients]:
+        model = variant(name)
         output = ContrastiveTask(model)(part(global_batch(torch.float64), rank, world_size))
         output.objective.backward()
         for parameter in model.parameters():
@@ -55,16 +68,19 @@ def averaged_gradients(world_size: int) -> tuple[float, Gradients]:
         dist.all_reduce(loss)
         return loss.item() / ROWS, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    found: tuple[float, Gradients] = on_processes(world_size, work)
+    # the processes of a world size start once for all variants
+    found: Found = on_processes(world_size, lambda rank: {name: one(name, rank) for name in names})
     return found
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_loss_and_gradient_are_those_of_one_process(world_size: int) -> None:
-    loss, expected = reference_gradients(torch.float64)
-    found_loss, found = averaged_gradients(world_size)
-    assert found_loss == pytest.approx(loss, abs=1e-12)
-    assert largest_relative_error(found, expected) <= 1e-9
+def test_loss_and_gradient_of_every_variant_are_those_of_one_process(world_size: int) -> None:
+    results = averaged_gradients(world_size, list(VARIANTS))
+    for name in VARIANTS:
+        loss, expected = reference_gradients(variant(name))
+        found_loss, found = results[name]
+        assert found_loss == pytest.approx(loss, abs=1e-12), name
+        assert largest_relative_error(found, expected) <= 1e-9, name
 
 
 class LocalOnly(torch.autograd.Function):
@@ -85,10 +101,12 @@ def test_a_gather_that_is_differentiable_in_its_own_block_only_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(task_module, "gather_rows", LocalOnly.apply)
-    loss, expected = reference_gradients(torch.float64)
-    found_loss, found = averaged_gradients(2)
-    assert found_loss == pytest.approx(loss, abs=1e-12)  # the loss alone would not tell
-    assert largest_relative_error(found, expected) > 0.01
+    results = averaged_gradients(2, list(VARIANTS))
+    for name in VARIANTS:
+        loss, expected = reference_gradients(variant(name))
+        found_loss, found = results[name]
+        assert found_loss == pytest.approx(loss, abs=1e-12)  # the loss alone would not tell
+        assert largest_relative_error(found, expected) > 0.01, name
 
 
 def test_a_missing_world_size_factor_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +117,8 @@ def test_a_missing_world_size_factor_would_be_noticed(monkeypatch: pytest.Monkey
         return output._replace(objective=output.objective / dist.get_world_size())
 
     monkeypatch.setattr(ContrastiveTask, "forward", without_factor)
-    _, expected = reference_gradients(torch.float64)
-    _, found = averaged_gradients(2)
+    _, expected = reference_gradients(variant("scalar"))
+    _, found = averaged_gradients(2, ["scalar"])["scalar"]
     assert largest_relative_error(found, expected) == pytest.approx(0.5)
 
 
@@ -125,7 +143,7 @@ def test_deepspeed_takes_the_mean_that_the_loss_expects(world_size: int, stage: 
         parameters = {n: p for n, p in engine.module.model.named_parameters() if p.requires_grad}
         return {n: safe_get_full_grad(p).clone() for n, p in parameters.items()}
 
-    _, expected = reference_gradients(torch.float32)
+    _, expected = reference_gradients(small_model(torch.float32))
     found = {n: g.reshape(expected[n].shape) for n, g in on_processes(world_size, work).items()}
     # as one vector: single parameters with tiny gradients are all rounding in float32
     whole = [torch.cat([g[n].flatten() for n in expected]) for g in (found, expected)]

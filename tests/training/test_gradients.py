@@ -14,12 +14,14 @@ import torch
 import torch.distributed as dist
 from small_training import (
     ROWS,
+    VARIANTS,
     Gradients,
     global_batch,
     largest_relative_error,
     on_processes,
     part,
     small_model,
+    variant,
 )
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -36,23 +38,9 @@ from training.task import ContrastiveTask, joined
 from training.tower_config import TowerSection
 from training.towers import prepare_tower
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "scalar": {},
-    "vector": {"modulation": "vector"},
-    "fixed": {"modulation": "fixed", "fixed_beta": 2.0},
-    "none": {"modulation": "none"},
-    "mlp": {"crm": "mlp", "trainable_probes": False},
-    "average, bias of the paper": {"crm": "average", "bias_scale": "paper", "trainable_queries": False},
-    "SPRC": {"method": "sprc", "modulation": "none"},
-    "SPRC†": {"method": "sprc", "modulation": "scalar"},
-}
 MICRO = 4
 """Of 11 rows on one worker: pieces of 4, 4 and 3; of 6 and 5 on two: two each."""
 Found = tuple[float, Tensor | None, Gradients]
-
-
-def variant(name: str, **changed: Any) -> AdaFocalModel:
-    return small_model(torch.float64, **(VARIANTS[name] | changed))
 
 
 def of_task(task: ContrastiveTask, rank: int = 0, world_size: int = 1) -> Found:
