@@ -72,6 +72,7 @@ def column(run: Version, name: str) -> np.ndarray:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_frozen_tower_from_pixels_learns_as_from_stored_tokens(scene: Scene) -> None:
     embed(online_recipe(), Context(root=scene.root))
     stored = scene.train(online_recipe())
@@ -196,6 +197,8 @@ def test_evaluation_of_a_trained_tower_asks_for_its_own_features_and_then_works(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_workers_go_on_in_mid_epoch_with_the_same_losses(scene: Scene, tmp_path: Path) -> None:
     """A block of the tower learns on random cuts: weights, optimizer and every draw are those of an unbroken run."""
     steps = 16
