@@ -16,6 +16,7 @@ from training.batches import Batch
 from training.config import TrainingSection, TrainRecipe
 from training.gradients import micro_batches
 from training.loss_scale import LossScale
+from training.memory import counted
 from training.meters import Parts
 from training.model.adafocal import AdaFocalModel
 from training.optim import build_optimizer, set_rates
@@ -51,6 +52,8 @@ class Engine:
         self.scale = LossScale() if self.training.precision == "float16" else None
         self.loss_scale, self.skipped = 1.0, False
         """Of the last step: its loss scale, and whether it was skipped because its gradient was no number."""
+        self.bytes: dict[str, int] = {}
+        """What the state took on this worker in the last step of all, by kind."""
         self.overflows = False
         """Whether the last step's gradient was too large for float16 even unscaled; the same on every worker."""
         decay = self.training.ema_decay
@@ -74,6 +77,8 @@ class Engine:
             self.deepspeed.optimizer.override_loss_scale(self.scale.value)
         pieces = micro_batches(batch, self.own_negatives, dist.get_world_size())
         outputs = [self._gradients(p, batch.total, last=p is pieces[-1], parts=parts) for p in pieces]
+        if step == total - 1:
+            self.bytes = counted(self)
         with parts.time("optimizer"):
             if self.stage == 0:  # DeepSpeed tells the norm of ZeRO's gradients only
                 gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

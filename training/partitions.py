@@ -124,6 +124,10 @@ class Partitions:
             self.adam.state[key] = state
         self.publish()
 
+    def moments(self, key: Tensor) -> list[Tensor]:
+        """What AdamW keeps beside its count for one of the flat tensors."""
+        return [value for kind, value in self.adam.state[key].items() if kind != COUNTER]
+
     def _of_adam(self, flat: int) -> dict[str, Tensor]:
         kept = self.adam.state[self.keys[flat]]
         return {kind: kept[kind] for kind in sorted(kept) if kind != COUNTER}

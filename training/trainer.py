@@ -32,6 +32,7 @@ from training.data import (
 )
 from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
 from training.logged import Log, logged
+from training.memory import predicted
 from training.tracking import note
 
 if TYPE_CHECKING:
@@ -207,6 +208,13 @@ def _find_stores(
 def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
     trained = sum(p.numel() for p in inputs.model.parameters() if p.requires_grad)
     workers, batch = recipe.scaling.workers, recipe.training.batch_size
+    # without pixels the workers train on stored tokens and hold no tower
+    skipped = () if recipe.tower.online else ("vision_model.",)
+    others = [
+        p for n, p in inputs.model.named_parameters() if not p.requires_grad and not n.startswith(skipped)
+    ]
+    frozen = sum(p.numel() for p in others)
+    state = predicted(trained, frozen, recipe.scaling.zero_stage, workers)
     figures = {
         "key": key,
         "steps": inputs.total_steps,
@@ -217,8 +225,8 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
         "queries_per_forward": min(recipe.training.micro_batch_size or batch, -(-batch // workers)),
         "workers": workers,
         "trained_parameters": trained,
-        # weights and gradients in every worker, master weights and two moments divided among them
-        "state_bytes_per_worker": trained * 8 + trained * 12 // workers,
+        "state_bytes_per_worker": sum(state.values()),
+        **{f"bytes_of_{kind}": count for kind, count in state.items()},
         "checkpoint_bytes": trained * 12,
         "features_bytes": sum(f.size_bytes for s in inputs.stores for f in s.version.manifest.files),
     }

@@ -15,6 +15,7 @@ from training import checkpoints
 from training.checkpoints import CheckpointWriter
 from training.config import TrainRecipe
 from training.engine import Engine, import_deepspeed, trained_weights
+from training.memory import KINDS, predicted
 from training.meters import Parts
 from training.task import ContrastiveTask
 
@@ -24,6 +25,8 @@ TOLERANCE = 2e-5
 """Relative, of losses in float32 after up to six steps that change them by a half."""
 WEIGHT_TOLERANCE = 2e-3
 """Adam takes whole steps where a gradient is all rounding (biases of keys, for one)."""
+PADDING = 256
+"""Numbers that DeepSpeed adds to fill up parts, at most, over all parameters of the small model."""
 import_deepspeed()  # before any fork, so that no child has to
 
 
@@ -70,7 +73,8 @@ def course(
             writer.close()
         with engine.measured() as model:
             weights = {n: w.clone() for n, w in trained_weights(model, engine.shapes).items()}
-        return {"losses": torch.tensor(losses), "norms": torch.tensor(norms), **weights}
+        counts = {f"bytes {k}": torch.tensor(v) for k, v in engine.bytes.items()}
+        return {"losses": torch.tensor(losses), "norms": torch.tensor(norms), **counts, **weights}
 
     found: dict[str, Any] = on_processes(world_size, work)
     return found
@@ -79,6 +83,14 @@ def course(
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, Any]:
     return course(1, 0, range(TOTAL))
+
+
+def sizes() -> tuple[int, int]:
+    """Trained and frozen parameters."""
+    numbers = {True: 0, False: 0}
+    for parameter in small_model(torch.float32).parameters():
+        numbers[parameter.requires_grad] += parameter.numel()
+    return numbers[True], numbers[False]
 
 
 def close(found: Any, expected: Any) -> float:
@@ -109,6 +121,10 @@ def test_stages_agree(
     found = course(world_size, stage, range(TOTAL), **scaling)
     assert close(found["losses"], undisturbed["losses"]) < TOLERANCE
     assert close(found["norms"], undisturbed["norms"]) < 10 * TOLERANCE
+    counts = {kind: int(found[f"bytes {kind}"]) for kind in KINDS}
+    expected = predicted(*sizes(), stage, world_size)
+    for kind, count in counts.items():
+        assert expected[kind] <= count <= 1.02 * expected[kind] + 4 * PADDING, (kind, counts, expected)
     whole = [
         torch.cat([each[n].flatten() for n in sorted(found) if "." in n]) for each in (found, undisturbed)
     ]
