@@ -450,7 +450,7 @@ MUTATIONS = (
     Mutation(
         "a resumed float16 training starts with a fresh loss scale",
         "training/engine.py",
-        'self.scale.restore(tensors["loss_scale"])',
+        "self.scale.restore(part[LOSS_SCALE])",
         "pass",
         (PRECISION,),
     ),

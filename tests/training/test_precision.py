@@ -92,7 +92,7 @@ def test_the_precisions_take_the_same_course(
 
 
 def weights(engine: Engine) -> list[Tensor]:
-    return [p.detach().clone() for p in [*engine.partitions, *engine.average]]
+    return [p.detach().clone() for p in [*engine.partitions.flats, *engine.average]]
 
 
 def test_a_gradient_that_overflows_on_one_worker_skips_the_step_on_all_and_halves_the_scale() -> None:
@@ -110,7 +110,7 @@ def test_a_gradient_that_overflows_on_one_worker_skips_the_step_on_all_and_halve
             if hook is not None:
                 hook.remove()
             moved = [not torch.equal(a, b) for a, b in zip(before, weights(engine), strict=True)]
-            counted = engine.deepspeed.optimizer.optimizer.state[engine.partitions[0]].get("step", 0)
+            counted = engine.partitions.adam.state[engine.partitions.keys[0]].get("step", 0)
             told.append([engine.loss_scale, engine.skipped, all(moved), any(moved), float(counted)])
         return told
 
@@ -144,7 +144,7 @@ def test_a_resumed_float16_training_is_the_one_that_was_never_stopped() -> None:
         kept = {name: value.clone() for name, value in first.state().items()}
         uninterrupted = goes_on(first, 2)
         resumed = grown(new_engine(asked))
-        resumed.restore(kept)
+        resumed.restore([kept])
         return [uninterrupted, goes_on(resumed, 2)]
 
     uninterrupted, resumed = on_workers(2, work)
