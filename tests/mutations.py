@@ -301,15 +301,14 @@ MUTATIONS = (
     Mutation(
         "temperature multiplied",
         "training/losses.py",
-        "    return F.cross_entropy(similarity / temperature, labels)",
-        "    return F.cross_entropy(similarity * temperature, labels)",
+        "    logits = similarity / temperature\n",
+        "    logits = similarity * temperature\n",
     ),
     Mutation(
         "loss in both directions",
         "training/losses.py",
-        "    return F.cross_entropy(similarity / temperature, labels)",
-        "    return (F.cross_entropy(similarity / temperature, labels)\n"
-        "            + F.cross_entropy(similarity.T / temperature, labels)) / 2",
+        "    return F.cross_entropy(logits, labels)",
+        "    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2",
     ),
     # Training on several workers
     Mutation(

@@ -23,12 +23,17 @@ class Batch(NamedTuple):
 
     Attributes:
         reference_tokens: frozen tokens of the references, float32 [b, N, D]; online their pixels, [b, 3, S, S].
-        target_tokens: the same of the part's distinct targets, u of them.
+        target_tokens: the same of the part's u distinct images that are encoded as targets.
         target_index: which of them each query has, int64 [b].
         input_ids, attention_mask: texts padded to the longest of the part, int64 [b, L].
         patch_mask: 1 where the region touches a patch, float32 [b, N].
         modulate: whether any query of the global batch has a region.
         total: rows of the global batch.
+        reference_index: where references are negatives: which of `target_tokens` is each query's own, int64 [b].
+        target_images: where false negatives are left out: which image each target of the global batch is, int64
+            [total], as numbers that equal images share.
+        reference_images: the same of the references, int64 [total].
+        right_images: those that are right answers of each query of the part, int64 [b, A].
     """
 
     reference_tokens: Tensor
@@ -39,6 +44,20 @@ class Batch(NamedTuple):
     patch_mask: Tensor
     modulate: bool
     total: int
+    reference_index: Tensor | None = None
+    target_images: Tensor | None = None
+    reference_images: Tensor | None = None
+    right_images: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which images the queries of a set are about, as numbers that equal images share; row-aligned."""
+
+    references: Rows
+    """The reference, [n]."""
+    right: Rows
+    """The right answers, the target that is trained on first, [n, A]."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,10 @@ class QuerySet:
     """Word pieces of each text, [n]."""
     patch_masks: npt.NDArray[np.bool_]
     """Patches that the region touches, [n, N]."""
+    whole_rows: Rows | None = None
+    """Row of the whole reference in the store, [n]; None where references are no negatives."""
+    answers: Answers | None = None
+    """None where false negatives are kept."""
 
     def __len__(self) -> int:
         return len(self.reference_rows)
@@ -65,6 +88,26 @@ class QuerySet:
         longest = int(lengths.max()) if len(rows) else 1
         input_ids = torch.from_numpy(self.input_ids[rows, :longest]).long()
         return input_ids, (torch.arange(longest) < lengths[:, None]).long()
+
+    def as_targets(self, rows: Rows) -> tuple[Rows, Rows, Rows | None]:
+        """The distinct images that are encoded as targets for some rows; which of them is each row's target; which
+        is its reference, None where references are no negatives."""
+        if self.whole_rows is None:
+            images, index = np.unique(self.target_rows[rows], return_inverse=True)
+            return images, index, None
+        both = np.concatenate([self.target_rows[rows], self.whole_rows[rows]])
+        images, index = np.unique(both, return_inverse=True)
+        return images, index[: len(rows)], index[len(rows) :]
+
+    def image_numbers(self, rows: Rows, start: int, end: int) -> tuple[Tensor | None, ...]:
+        """Of the global batch of `rows` and its part `start` … `end`: `Batch.target_images` and what follows it.
+
+        Every worker knows them all from the order alone, so that nothing of it has to be gathered.
+        """
+        if self.answers is None:
+            return None, None, None
+        right = torch.from_numpy(self.answers.right[rows])
+        return right[:, 0], torch.from_numpy(self.answers.references[rows]), right[start:end]
 
     def regions(self, rows: Rows) -> Tensor:
         """Patch masks of some rows, float32 [b, N]."""

@@ -160,6 +160,14 @@ class TrainingSection(Config):
     negatives: Literal["batch", "micro_batch"] = "batch"
     """What a query is told from. batch: the targets of the whole batch (GradCache: each micro-batch is encoded twice,
     the gradient is that of the batch). micro_batch: those of its micro-batch on all workers alone, encoded once."""
+    false_negatives: Literal["keep", "same_target", "equivalent"] = "keep"
+    """Right answers among a query's negatives. keep: they count as wrong, as in the paper. same_target: its own target
+    image does not, wherever else it appears. equivalent: nor do its further targets and images that show the same photo
+    as one of them (the same bytes, or near-duplicates as the build found them)."""
+    reference_negatives: bool = False
+    """Tell every query from all references of the batch, too, its own among them; each is encoded as a target."""
+    memory_bank: Annotated[int, Field(ge=0)] = 0
+    """Targets of earlier steps, as they were encoded then, that every query is told from too; 0 has none."""
     activation_checkpointing: bool = False
     """Keep only what goes into each layer, and compute the layer again in the backward pass: less memory, about a third
     more time, the same numbers."""
@@ -282,6 +290,9 @@ class TrainRecipe(Config):
             del tree[place]
         for setting in ("checkpoint_every_steps", "checkpoints_kept", "activation_checkpointing"):
             del tree["training"][setting]
+        for setting in ("false_negatives", "reference_negatives", "memory_bank"):
+            if tree["training"][setting] == TrainingSection.model_fields[setting].default:
+                del tree["training"][setting]  # as before there was another way
         del tree["scaling"]
         del tree["tower"]["readers"]
         if not self.tower.online:

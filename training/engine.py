@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.bank import TARGETS
 from training.batches import Batch
 from training.config import TrainingSection, TrainRecipe
 from training.gradients import micro_batches
@@ -42,6 +43,7 @@ class Engine:
         )
         """Queries of a micro-batch that is a contrastive batch of its own."""
         self.shapes = {name: p.shape for name, p in task.model.named_parameters()}
+        self.bank = task.bank
         self.stage = recipe.scaling.zero_stage
         # stage 3 keeps no parameter whole: what is measured is a plain model, filled for the while
         self.plain = copy.deepcopy(task.model).to("meta") if self.stage == 3 else None
@@ -85,6 +87,8 @@ class Engine:
                 self._norm = torch.nn.utils.get_total_norm(gradients)
             self.deepspeed.step()
             self._judge_step()
+        if self.bank is not None:
+            self.bank.take(applied=not self.skipped)
         return joined(outputs)
 
     def _gradients(self, batch: Batch, total: int, last: bool, parts: Parts) -> StepOutput:
@@ -128,6 +132,8 @@ class Engine:
     def state(self) -> dict[str, Tensor]:
         """This rank's part of weights, optimizer state and average, as `Partitions.state`."""
         tensors = self.partitions.state(self._more)
+        if self.bank is not None and dist.get_rank() == 0:  # the same on every rank
+            tensors |= self.bank.state()
         return tensors | ({} if self.scale is None else {LOSS_SCALE: self.scale.state()})
 
     def restore(self, parts: Iterable[Mapping[str, Tensor]]) -> None:
@@ -137,9 +143,13 @@ class Engine:
             for part in parts:
                 if self.scale is not None:
                     self.scale.restore(part[LOSS_SCALE])  # the same on every rank
+                if self.bank is not None and TARGETS in part:
+                    self.bank.restore(part)
                 yield part
 
         self.partitions.restore(noticed(), self._more)
+        if self.bank is not None:
+            self.bank.broadcast()  # it lies in rank 0's part, which rank 0 reads first and others perhaps not at all
 
     @property
     def _more(self) -> dict[str, list[Tensor]]:

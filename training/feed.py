@@ -165,7 +165,7 @@ def make_batch(
     Every image of the part is read and copied once, however many of its queries show it.
     """
     own = rows[start:end]
-    targets, target_index = np.unique(queries.target_rows[own], return_inverse=True)
+    targets, target_index, reference_index = queries.as_targets(own)
     images, place = np.unique(np.concatenate([queries.reference_rows[own], targets]), return_inverse=True)
     tokens = store.gather(images, device).float()
     where = on_device(torch.from_numpy(place), device)
@@ -179,6 +179,8 @@ def make_batch(
         on_device(queries.regions(own), device),
         bool(queries.patch_masks[rows].any()),
         len(rows),
+        None if reference_index is None else on_device(torch.from_numpy(reference_index), device),
+        *(t if t is None else on_device(t, device) for t in queries.image_numbers(rows, start, end)),
     )
 
 

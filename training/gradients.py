@@ -10,6 +10,7 @@ Two ways, and both may recompute the layers beside:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -79,18 +80,36 @@ def micro_batches(batch: Batch, size: int | None, world_size: int) -> list[Batch
 
 def _piece(batch: Batch, n: int, count: int, shares: Sequence[int]) -> Batch:
     start, end = share(len(batch.reference_tokens), n, count)
-    shown, index = torch.unique(batch.target_index[start:end], return_inverse=True)
+    indices = [batch.target_index, *([] if batch.reference_index is None else [batch.reference_index])]
+    shown, index = torch.unique(torch.stack([i[start:end] for i in indices]), return_inverse=True)
     bounds = [share(of_worker, n, count) for of_worker in shares]
+    rows = _rows_of_piece(bounds, shares, batch.target_index.device)
     return Batch(
         batch.reference_tokens[start:end],
         batch.target_tokens[shown],
-        index,
+        index[0],
         batch.input_ids[start:end],
         batch.attention_mask[start:end],
         batch.patch_mask[start:end],
         batch.modulate,  # of the whole batch still: no worker skips in one piece what others wait for
         sum(e - s for s, e in bounds),
+        None if batch.reference_index is None else index[1],
+        None if batch.target_images is None else batch.target_images[rows],
+        None if batch.reference_images is None else batch.reference_images[rows],
+        None if batch.right_images is None else batch.right_images[start:end],
     )
+
+
+def _rows_of_piece(
+    bounds: Sequence[tuple[int, int]], shares: Sequence[int], device: torch.device
+) -> torch.Tensor:
+    """The rows of the global batch that all workers' pieces hold, in rank order, from each worker's bounds."""
+    firsts = itertools.accumulate(shares, initial=0)
+    runs = [
+        torch.arange(first + s, first + e, device=device)
+        for first, (s, e) in zip(firsts, bounds, strict=False)
+    ]
+    return torch.cat(runs)
 
 
 def joined_queries(parts: Sequence[QueryOutput]) -> QueryOutput:

@@ -138,7 +138,8 @@ def streams(
         image_size: side of the pixels, pixels.
     """
     share_of_worker = -(-recipe.training.batch_size // recipe.scaling.workers)
-    step_bytes = 2 * share_of_worker * 3 * image_size**2
+    images = 3 if recipe.training.reference_negatives else 2
+    step_bytes = images * share_of_worker * 3 * image_size**2
     return {
         # Ray Train asks for a dataset under each name; what it holds is the shards' to say
         "datasets": {SHARD: lambda: ray.data.range(1)},
@@ -182,6 +183,7 @@ class OnlineFeed(BatchesAhead):
         pixels = normalise(on_device(torch.from_numpy(read["pixels"]), self.device))
         input_ids, attention_mask = queries.texts(part.own)
         masks = torch.from_numpy(read["patch_mask"][:count]).float()
+        index = part.reference_index
         self.step += 1
         return Batch(
             pixels[:count],
@@ -192,6 +194,8 @@ class OnlineFeed(BatchesAhead):
             on_device(masks, self.device),
             bool(queries.patch_masks[rows].any()),
             len(rows),
+            None if index is None else on_device(torch.from_numpy(index), self.device),
+            *(t if t is None else on_device(t, self.device) for t in queries.image_numbers(rows, start, end)),
         )
 
     def _next(self, count: int) -> dict[str, Any]:

@@ -50,12 +50,13 @@ class Plan:
 
 
 class Part:
-    """Which images a worker needs for a step: the references of its queries, then their distinct targets."""
+    """Which images a worker needs for a step: the references of its queries, then the distinct images that are encoded
+    as targets (theirs, and where references are negatives those too)."""
 
     def __init__(self, plan: Plan, rows: Rows, rank: int, world_size: int) -> None:
         self.start, end = share(len(rows), rank, world_size)
         self.own = rows[self.start : end]
-        self.targets, self.target_index = np.unique(plan.queries.target_rows[self.own], return_inverse=True)
+        self.targets, self.target_index, self.reference_index = plan.queries.as_targets(self.own)
 
     def __len__(self) -> int:
         return len(self.own) + len(self.targets)
@@ -109,7 +110,7 @@ class Reader:
         for place, target in enumerate(part.targets):
             one = Seen(plan.images.seen(int(target), plan.processor), None)
             if section.augmented:
-                kept = self._object(part.own[part.target_index == place], one.image.size)
+                kept = self._object(part, place, one.image.size)
                 one = augment(one, kept, section, self._generator(step, TARGET, int(target)))
             seen.append(one.image)
             masks.append(np.zeros(plan.images.shape[0]))
@@ -124,9 +125,13 @@ class Reader:
         region = region_of(plan.anchors[query], plan.processor) if with_region and view != "crop" else None
         return Seen(image if box is None else see(image, box, view), region)
 
-    def _object(self, queries: Rows, size: tuple[int, int]) -> Box | None:
-        """Around the objects that some queries look for on one target; None where one of them is not known."""
-        boxes = [to_keep(self.plan.target_boxes[query], size) for query in queries]
+    def _object(self, part: Part, place: int, size: tuple[int, int]) -> Box | None:
+        """Around the objects that queries look for on one target, or start from where it is a reference; None where
+        one of them is not known."""
+        own = [self.plan.target_boxes[query] for query in part.own[part.target_index == place]]
+        if part.reference_index is not None:
+            own += [self.plan.anchors[query].box for query in part.own[part.reference_index == place]]
+        boxes = [to_keep(box, size) for box in own]
         known = [box for box in boxes if box is not None]
         if len(known) < len(boxes):
             return None

@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from training.bank import MemoryBank
 from training.batches import Batch
 from training.compiled import compile_layers
 from training.distributed import gather_rows, share
 from training.gradients import encode, recompute_layers
 from training.model.adafocal import AdaFocalModel
 from training.model.interfaces import LossContext
+from training.negatives import beside_references, columns_of
 
 if TYPE_CHECKING:
     from training.config import TrainingSection
@@ -59,6 +61,7 @@ class ContrastiveTask(nn.Module):
         precision: arithmetic of the encoders; scores and loss are float32 always.
         micro_batch: most queries or targets that are encoded at once, with the same loss and gradients (see
             `gradients.encode`); None encodes the part as a whole.
+        bank: targets of earlier steps as further negatives; whoever steps says when those of this step come in.
     """
 
     def __init__(
@@ -66,11 +69,13 @@ class ContrastiveTask(nn.Module):
         model: AdaFocalModel,
         precision: torch.dtype = torch.float32,
         micro_batch: int | None = None,
+        bank: MemoryBank | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.precision = precision
         self.micro_batch = micro_batch
+        self.bank = bank
 
     def forward(self, batch: Batch) -> StepOutput:
         """One worker's part of a global batch.
@@ -85,15 +90,22 @@ class ContrastiveTask(nn.Module):
         targets = distinct[batch.target_index]  # [b, M, d]
         start, end = share(batch.total, rank, world_size)
         exact = self.model.temp.dtype  # float32, or float64 where a test asks for more digits
+        labels = torch.arange(start, end, device=targets.device)
+        gathered = gather_rows(beside_references(targets, distinct, batch).to(exact), batch.total)
+        columns = columns_of(gathered, batch, labels, self.bank)
         context = LossContext(
             query._replace(
                 embedding=query.embedding.to(exact), extras={k: v.to(exact) for k, v in query.extras.items()}
             ),
-            gather_rows(targets.to(exact), batch.total),  # [total, M, d]
-            torch.arange(start, end, device=targets.device),
+            columns.targets,  # [total, M, d]
+            labels,
             self.model.temp,
             self.model.score,
+            columns.negatives,
+            columns.excluded,
         )
+        if self.bank is not None:
+            self.bank.offer(columns.targets, batch.target_images)
         terms = [weight * loss(context) for weight, loss in self.model.objective]
         loss_sum = torch.stack(terms).sum() * (end - start)
         beta = None if query.beta is None else query.beta.detach().float()
@@ -112,4 +124,6 @@ def make_task(model: AdaFocalModel, section: TrainingSection) -> ContrastiveTask
     if section.compile:
         compile_layers(model)
     cached = section.micro_batch_size if section.negatives == "batch" else None
-    return ContrastiveTask(model, PRECISIONS[section.precision], cached)
+    size = section.memory_bank
+    bank = MemoryBank(size, model.target_shape, model.temp) if size else None
+    return ContrastiveTask(model, PRECISIONS[section.precision], cached, bank)

@@ -20,6 +20,7 @@ from infra.base.progress import Progress, duration
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
 from training import card, checkpoints
 from training.anchors import anchors_of, region_counts
+from training.answers import require_room, with_negatives
 from training.batches import Sampler
 from training.config import TrainRecipe
 from training.data import (
@@ -145,6 +146,7 @@ def _inputs(recipe: TrainRecipe, context: Context) -> Inputs:
             f"{dataset.url}: {len(quadruples)} training quadruples for {recipe.scaling.workers} workers;"
             " build a larger benchmark or lower scaling.workers"
         )
+    require_room(recipe.training, len(quadruples), dataset.url)
     model = build_model(recipe.model)
     processor = build_processor(
         recipe.model, model.config, lambda: training_texts(quadruples, recipe.model.text_entity)
@@ -264,6 +266,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
     else:
         store = joined(inputs.stores)
     queries = load_queries(quadruples, sizes, store, inputs.processor)
+    queries = with_negatives(queries, recipe.training, quadruples, inputs.dataset, store)
     done = checkpoints.complete_steps(draft.url)
     checkpoints.remove_after(draft.url, done[-1] if done else 0)
     board = ray.remote(num_cpus=0)(Board).remote()

@@ -82,13 +82,52 @@ def global_batch(dtype: torch.dtype) -> dict[str, Tensor]:
     }
 
 
-def part(batch: dict[str, Tensor], rank: int, world_size: int) -> Batch:
-    """A worker's rows, each distinct target once."""
+TARGET_IMAGES = [0, 0, 2, 3, 4, 5, 6, 7, 8, 9, 2]
+"""Of the rows of `global_batch`."""
+REFERENCE_IMAGES = [20, 21, 4, 23, 24, 25, 26, 27, 9, 29, 30]
+"""Row 2 starts from the target of row 4, row 8 from that of row 9."""
+RIGHT_IMAGES = [[own, {3: 9, 9: 3, 4: 7}.get(row, own)] for row, own in enumerate(TARGET_IMAGES)]
+"""Rows 3 and 9 may find each other's target, which other workers have, and row 4 that of row 7."""
+
+
+def part(
+    batch: dict[str, Tensor],
+    rank: int,
+    world_size: int,
+    *,
+    references: bool = False,
+    numbered: bool = False,
+    rows: Tensor | None = None,
+) -> Batch:
+    """A worker's rows, each distinct target once.
+
+    Args:
+        batch: the global one.
+        rank, world_size: which part.
+        references: whether references are encoded as targets too.
+        numbered: whether the batch says which images are equal.
+        rows: another order of the global batch.
+    """
+    rows = torch.arange(ROWS) if rows is None else rows
     start, end = share(ROWS, rank, world_size)
-    own = {name: tensor[start:end] for name, tensor in batch.items()}
-    distinct, index = own["target_tokens"].unique(dim=0, return_inverse=True)
+    own = {name: tensor[rows][start:end] for name, tensor in batch.items()}
+    images = own["target_tokens"]
+    if references:
+        images = torch.cat([images, own["reference_tokens"]])
+    distinct, index = images.unique(dim=0, return_inverse=True)
     own["target_tokens"] = distinct
-    return Batch(**own, target_index=index, modulate=bool(batch["patch_mask"].any()), total=ROWS)
+    result = Batch(
+        **own, target_index=index[: end - start], modulate=bool(batch["patch_mask"].any()), total=ROWS
+    )
+    if references:
+        result = result._replace(reference_index=index[end - start :])
+    if numbered:
+        result = result._replace(
+            target_images=torch.tensor(TARGET_IMAGES)[rows],
+            reference_images=torch.tensor(REFERENCE_IMAGES)[rows],
+            right_images=torch.tensor(RIGHT_IMAGES)[rows][start:end],
+        )
+    return result
 
 
 def on_processes(world_size: int, work: Callable[[int], Any]) -> Any:

@@ -55,6 +55,9 @@ class LossContext(NamedTuple):
         labels: the column of each query's own target, [b].
         temperature: positive scalar, learnable.
         scorer: the method's.
+        negatives: Rep of E items that are no query's target (references, targets of earlier steps); None: no such.
+        excluded: true where a column, of the targets and then the negatives, is no negative of a query since it is as
+            right as its target, bool [b, T + E]; never the query's own. None: all count.
     """
 
     query: QueryOutput
@@ -62,6 +65,8 @@ class LossContext(NamedTuple):
     labels: Tensor
     temperature: Tensor
     scorer: Scorer
+    negatives: Rep | None = None
+    excluded: Tensor | None = None
 
 
 class Backbone(Protocol):
