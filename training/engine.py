@@ -55,7 +55,7 @@ class Engine:
         self.loss_scale, self.skipped = 1.0, False
         """Of the last step: its loss scale, and whether it was skipped because its gradient was no number."""
         self.bytes: dict[str, int] = {}
-        """What the state took on this worker in the last step of all, by kind."""
+        """What the state takes on this worker, by kind; known once AdamW has made its own in the first step."""
         self.overflows = False
         """Whether the last step's gradient was too large for float16 even unscaled; the same on every worker."""
         decay = self.training.ema_decay
@@ -79,7 +79,7 @@ class Engine:
             self.deepspeed.optimizer.override_loss_scale(self.scale.value)
         pieces = micro_batches(batch, self.own_negatives, dist.get_world_size())
         outputs = [self._gradients(p, batch.total, last=p is pieces[-1], parts=parts) for p in pieces]
-        if step == total - 1:
+        if not self.bytes and self.partitions.moments(self.partitions.keys[0]):
             self.bytes = counted(self)
         with parts.time("optimizer"):
             if self.stage == 0:  # DeepSpeed tells the norm of ZeRO's gradients only

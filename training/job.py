@@ -65,6 +65,7 @@ class Board:
         self.row: dict[str, float] | None = None
         self.notes: list[Note] = []
         self.parts: dict[str, float] = {}
+        self.held: list[dict[str, int]] = []
         self.failure = ""
         self.rows: list[int] = []
 
@@ -80,17 +81,17 @@ class Board:
         """The newest history row, if any; what was told from the note with index `start` on."""
         return self.row, self.notes[start:]
 
-    def finish(self, parts: dict[str, float]) -> None:
-        """Seconds by part of the steps."""
-        self.parts = parts
+    def finish(self, parts: dict[str, float], held: list[dict[str, int]]) -> None:
+        """Seconds by part of the steps; bytes of the training state on each worker by kind (`memory.KINDS`)."""
+        self.parts, self.held = parts, held
 
     def fail(self, message: str, rows: Iterable[int]) -> None:
         """A problem that trying again would not cure, and the rows of the batch that it came up with."""
         self.failure, self.rows = message, [int(row) for row in rows]
 
-    def result(self) -> tuple[dict[str, float], str, list[int]]:
-        """Seconds by part; the problem if there was one, and its rows."""
-        return self.parts, self.failure, self.rows
+    def result(self) -> tuple[dict[str, float], list[dict[str, int]], str, list[int]]:
+        """Seconds by part, bytes of each worker; the problem if there was one, and its rows."""
+        return self.parts, self.held, self.failure, self.rows
 
 
 def work(job: Job) -> None:

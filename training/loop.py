@@ -279,8 +279,10 @@ class Loop:
         """Leave the last weights and what a step cost by part."""
         self.writer.wait()
         self._write_weights(TRAINED)
+        held: list[dict[str, int]] = [{}] * self.world_size
+        dist.all_gather_object(held, self.engine.bytes)
         if self.rank == 0:
-            ray.get(self.job.board.finish.remote(self.parts.seconds))
+            ray.get(self.job.board.finish.remote(self.parts.seconds, held))
         dist.barrier()
 
     def _flops(self, fed: Fed) -> float:

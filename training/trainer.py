@@ -107,8 +107,8 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
             figures,
         )
     with logged(recipe, draft, inputs.parents) as log:
-        parts, redone_from = _fit(recipe, draft, inputs, log)
-        version = _commit(recipe, draft, inputs, parts, time.monotonic() - began)
+        costs, redone_from = _fit(recipe, draft, inputs, log)
+        version = _commit(recipe, draft, inputs, costs, time.monotonic() - began)
         checkpoints.remove_all(draft.url)
         log.finished(version, time.time())
     figures = version.manifest.figures
@@ -118,7 +118,7 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
         + f", loss {figures['loss']:.3f}: {draft.url}",
         draft.url,
         figures,
-        (*_costs(figures["ms_per_step"]), *_traces(version), *log.line()),
+        (*_costs(figures["ms_per_step"]), *_held(figures["bytes_of_worker"]), *_traces(version), *log.line()),
     )
 
 
@@ -126,6 +126,17 @@ def _costs(per_step: Mapping[str, float]) -> tuple[str, ...]:
     if not per_step:
         return ()
     return ("a step costs " + ", ".join(f"{part} {ms:.0f} ms" for part, ms in per_step.items()),)
+
+
+def _held(of_worker: Sequence[Mapping[str, int]]) -> tuple[str, ...]:
+    """A line for each worker: what the training state took there."""
+    lines = [
+        f"worker {rank} held "
+        + ", ".join(f"{kind} {count / 2**20:,.1f} MiB" for kind, count in kinds.items())
+        for rank, kinds in enumerate(of_worker)
+        if kinds
+    ]
+    return tuple(lines)
 
 
 def _traces(version: Version) -> tuple[str, ...]:
@@ -240,8 +251,8 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
     return Outcome(f"dry run: would train run {recipe.name}/{key}", None, figures, (*details, *warned))
 
 
-def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[dict[str, float], int]:
-    """Run the loop under Ray Train; seconds by part over the steps done here, and the step it went on from."""
+def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[dict[str, Any], int]:
+    """Run the loop under Ray Train; figures of what it cost here, and the step it went on from."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -326,7 +337,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
         except ray.train.TrainingFailedError as error:
             raise _training_error(error, draft.url) from error
     parts: dict[str, float]
-    parts, failure, rows = ray.get(board.result.remote())
+    parts, held, failure, rows = ray.get(board.result.remote())
     if failure:
         asked = quadruples["query_id"].take(rows).to_pylist()
         kept = checkpoints.complete_steps(draft.url)
@@ -336,7 +347,8 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
     ray.kill(board)
     storage.remove(storage.join(draft.url, RAY_FOLDER))
     steps = checkpoints.complete_steps(draft.url)[-1] - resumed
-    return {part: 1000 * seconds / steps for part, seconds in parts.items()} if steps else {}, resumed
+    per_step = {part: round(1000 * seconds / steps, 2) for part, seconds in parts.items()} if steps else {}
+    return {"ms_per_step": per_step, "bytes_of_worker": held}, resumed
 
 
 def diverged_line(failure: str, query_ids: Sequence[str], kept: int, run_url: str) -> str:
@@ -358,7 +370,7 @@ def diverged_line(failure: str, query_ids: Sequence[str], kept: int, run_url: st
 
 
 def _commit(
-    recipe: TrainRecipe, draft: Draft, inputs: Inputs, ms_per_step: dict[str, float], seconds: float
+    recipe: TrainRecipe, draft: Draft, inputs: Inputs, costs: Mapping[str, Any], seconds: float
 ) -> Version:
     import pyarrow as pa
     from safetensors.torch import load
@@ -396,7 +408,7 @@ def _commit(
         "quadruples": inputs.queries,
         "dev": {m: pa.compute.mean(measured[m]).as_py() for m in MEASURES} if len(measured) else {},
         "regions": inputs.regions,
-        "ms_per_step": {part: round(ms, 2) for part, ms in ms_per_step.items()},
+        **costs,
     }
     weights = {f.path: f.sha256 for f in files if f.path.endswith(".safetensors")}
     content: dict[str, int | str] = {**weights, "history": rows_hash(history.select(UNTIMED).to_pylist())}

@@ -150,6 +150,12 @@ def test_a_finished_run_holds_what_its_manifest_says_and_nothing_else(trained: T
         "dataset": trained.dataset.manifest.content_hash,
         "features": open_version(trained.features).manifest.content_hash,
     }
+    held = trained.outcome.figures["bytes_of_worker"]
+    assert len(held) == 2
+    assert all(
+        kinds["optimizer"] * 2 > kinds["weights"] * 0.9 > 0 for kinds in held
+    )  # two moments of a half each
+    assert any("worker 1 held" in line for line in trained.outcome.details)
     assert set(trained.outcome.figures["ms_per_step"]) >= {"data", "forward", "backward", "optimizer"}
 
 
