@@ -449,7 +449,7 @@ MUTATIONS = (
     Mutation(
         "a resumed float16 training starts with a fresh loss scale",
         "training/engine.py",
-        "self.scale.restore(part[LOSS_SCALE])",
+        "self.scale.restore(found.noticed[LOSS_SCALE])",
         "pass",
         (PRECISION,),
     ),

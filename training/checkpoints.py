@@ -1,7 +1,8 @@
 """Checkpoints from all ranks: each writes its own part of the state, and a step counts once every part lies there.
 
 `checkpoints/step-00000123/rank-0-of-2.safetensors`, … Every file appears whole or not at all, so a kill at any moment
-leaves the last complete step intact. Nothing is unpickled.
+leaves the last complete step intact. Beside each lies its CRC-32, so that bytes that a disk or a store has changed are
+noticed, and training goes on from the checkpoint before. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ GROWTH = 0.05
 """Distance of checkpoints as a share of the finished steps, until the longest distance is reached."""
 FREE_S, MOST_OF_TIME = 30.0, 0.1
 """Seconds of writing that are not counted, and the share of the time that writing may take from then on."""
+SUM = ".crc32"
+"""Behind the name of a part: the file with its sum."""
 _STEP = re.compile(r"step-(\d{8})")
 _PART = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
 
@@ -48,6 +52,10 @@ def least_distance(write_s: float, spent_s: float, step_s: float) -> int:
     if spent_s <= FREE_S or step_s <= 0:
         return 1
     return max(1, math.ceil(write_s / (MOST_OF_TIME * step_s)))
+
+
+class DamagedError(OacirError):
+    """A part of a checkpoint holds other bytes than were written. An older checkpoint may still be good."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +114,24 @@ def load(run_url: str, step: int, rank: int, world_size: int) -> dict[str, Tenso
     """One rank's part of a complete checkpoint, on the CPU.
 
     Raises:
-        OacirError: the part is damaged.
+        DamagedError: the part holds other bytes than were written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
     url = _part_url(run_url, step, rank, world_size)
+    data = storage.read_bytes(url)
+    stated = storage.read_bytes(url + SUM).decode() if storage.exists(url + SUM) else "none"
+    if stated != _sum(data):
+        raise DamagedError(f"{url}: damaged checkpoint (CRC-32 {_sum(data)}, written was {stated})")
     try:
-        return dict(parse(storage.read_bytes(url)))
+        return dict(parse(data))
     except SafetensorError as error:
-        raise OacirError(f"{url}: damaged checkpoint ({error}); delete its folder and run again") from error
+        raise DamagedError(f"{url}: damaged checkpoint ({error})") from error
+
+
+def _sum(data: bytes) -> str:
+    return f"{zlib.crc32(data):08x}"
 
 
 def remove_after(run_url: str, step: int) -> None:
@@ -169,7 +185,9 @@ class CheckpointWriter:
     def _write(self, step: int, state: dict[str, Tensor], began: float) -> None:
         from safetensors.torch import save
 
-        storage.write_bytes(_part_url(self.run_url, step, self.rank, self.world_size), save(state))
+        url, data = _part_url(self.run_url, step, self.rank, self.world_size), save(state)
+        storage.write_bytes(url + SUM, _sum(data).encode())  # first: the part itself is what counts
+        storage.write_bytes(url, data)
         if self.rank == 0:
             self._prune()
         self.last_s = time.monotonic() - began

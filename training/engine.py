@@ -6,13 +6,13 @@ import copy
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.bank import TARGETS
+from training.bank import IMAGES, TARGETS
 from training.batches import Batch
 from training.config import TrainingSection, TrainRecipe
 from training.gradients import micro_batches
@@ -21,11 +21,18 @@ from training.memory import counted
 from training.meters import Parts
 from training.model.adafocal import AdaFocalModel
 from training.optim import build_optimizer, set_rates
-from training.partitions import Partitions, partitions_of
+from training.partitions import Filled, Partitions, partitions_of
 from training.task import ContrastiveTask, StepOutput, joined
 
 MOST_REDUCED_AT_ONCE = 50_000_000
-LOSS_SCALE = "loss_scale"
+LOSS_SCALE, BANK = "loss_scale", (TARGETS, IMAGES)
+
+
+class Restored(NamedTuple):
+    """What was read of a checkpoint for one rank: its pieces, and what is the same on every rank."""
+
+    filled: Filled
+    noticed: dict[str, Tensor]
 
 
 class Engine:
@@ -136,19 +143,25 @@ class Engine:
             tensors |= self.bank.state()
         return tensors | ({} if self.scale is None else {LOSS_SCALE: self.scale.state()})
 
-    def restore(self, parts: Iterable[Mapping[str, Tensor]]) -> None:
-        """Go on from what `state` gave, in this or another layout: parts of ranks, the likeliest first."""
+    def read(self, parts: Iterable[Mapping[str, Tensor]]) -> Restored:
+        """What `state` gave, in this or another layout: parts of ranks, the likeliest first. Nothing is changed yet."""
+        noticed: dict[str, Tensor] = {}
 
-        def noticed() -> Iterator[Mapping[str, Tensor]]:
+        def noting() -> Iterator[Mapping[str, Tensor]]:
             for part in parts:
-                if self.scale is not None:
-                    self.scale.restore(part[LOSS_SCALE])  # the same on every rank
-                if self.bank is not None and TARGETS in part:
-                    self.bank.restore(part)
+                noticed.update({n: t for n, t in part.items() if n in (LOSS_SCALE, *BANK)})
                 yield part
 
-        self.partitions.restore(noticed(), self._more)
+        return Restored(self.partitions.read(noting(), [*self._more]), noticed)
+
+    def restore(self, found: Restored) -> None:
+        """Go on with what was read; to be called on every worker."""
+        self.partitions.restore(found.filled, self._more)
+        if self.scale is not None:
+            self.scale.restore(found.noticed[LOSS_SCALE])  # the same on every rank
         if self.bank is not None:
+            if TARGETS in found.noticed:
+                self.bank.restore(found.noticed)
             self.bank.broadcast()  # it lies in rank 0's part, which rank 0 reads first and others perhaps not at all
 
     @property

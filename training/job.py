@@ -68,6 +68,15 @@ class Board:
         self.held: list[dict[str, int]] = []
         self.failure = ""
         self.rows: list[int] = []
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Something that the user has to know and that does not stop the training."""
+        self.warnings.append(text)
+
+    def warned(self) -> list[str]:
+        """All of it."""
+        return self.warnings
 
     def post(self, row: dict[str, float]) -> None:
         """The newest history row."""

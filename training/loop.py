@@ -19,7 +19,7 @@ from torch import Tensor
 from infra.base import storage
 from training import checkpoints
 from training.batches import QuerySet, Sampler
-from training.checkpoints import CheckpointWriter
+from training.checkpoints import CheckpointWriter, DamagedError
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, dev_readings, mean_by_step, measure
 from training.distributed import largest_of_all, share
 from training.engine import Engine, trained_weights
@@ -102,9 +102,7 @@ class Loop:
 
     def run(self) -> None:
         """Resume, train to the last step, and leave the trained weights in the run."""
-        done = checkpoints.complete_steps(self.job.run_url)
-        if done:
-            self.restore(done[-1])
+        self.resume()
         self.engine.model.train()
         total = self.job.total_steps
         section, run_url = self.job.recipe.tracking, self.job.run_url
@@ -259,12 +257,46 @@ class Loop:
             tensors["dev"] = checkpoints.as_tensor(self.dev, len(DEV_COLUMNS))
         return tensors
 
+    def resume(self) -> None:
+        """Continue after the newest checkpoint that all workers can read as if nothing had happened.
+
+        Raises:
+            DamagedError: there are checkpoints, and none can be read.
+        """
+        problem = ""
+        for step in reversed(checkpoints.complete_steps(self.job.run_url)):
+            try:
+                self.restore(step)
+            except DamagedError as error:
+                problem = str(error)
+                if self.rank == 0:
+                    ray.get(self.job.board.warn.remote(f"{problem}; training goes on from the one before"))
+                continue
+            if problem and self.rank == 0:  # nobody looks at the damaged ones again
+                checkpoints.remove_after(self.job.run_url, step)
+            return
+        if problem:
+            raise DamagedError(
+                f"{problem}, and so are all others; delete {checkpoints.FOLDER}/ to begin anew"
+            )
+
     def restore(self, step: int) -> None:
-        """Continue after a complete checkpoint as if nothing had happened."""
+        """Continue after a complete checkpoint.
+
+        Raises:
+            DamagedError: on every worker, if any of them cannot read it. Nothing is changed then.
+        """
         saved = checkpoints.Saved.newest(self.job.run_url, step, self.world_size)
-        parts = saved.parts(self.rank)
-        first = next(parts)
-        self.engine.restore(itertools.chain([first], parts))
+        problem, found, first = "", None, dict[str, Tensor]()
+        try:
+            parts = saved.parts(self.rank)
+            first = next(parts)
+            found = self.engine.read(itertools.chain([first], parts))
+        except DamagedError as error:
+            problem = str(error)
+        if largest_of_all(float(bool(problem)), self.device) or found is None:
+            raise DamagedError(problem or f"checkpoint of step {step:,}: damaged, as another worker found")
+        self.engine.restore(found)
         self.step = self.saved = step
         if self.rank == 0:
             self.history.restore(first["history"].tolist())

@@ -37,6 +37,18 @@ class Piece(NamedTuple):
     length: int
 
 
+class Filled(NamedTuple):
+    """What was read for one rank.
+
+    Attributes:
+        flats: kind → a tensor for each of the rank's flat ones, float32 on the CPU.
+        counter: AdamW's, if it has taken a step.
+    """
+
+    flats: dict[str, list[Tensor]]
+    counter: Tensor | None
+
+
 @dataclass(frozen=True)
 class Partitions:
     """This rank's float32 weights and optimizer state.
@@ -74,12 +86,12 @@ class Partitions:
         counters = [self.adam.state[k][COUNTER] for k in self.keys if COUNTER in self.adam.state[k]]
         return tensors | ({COUNTER: torch.as_tensor(counters[0])} if counters else {})
 
-    def restore(self, parts: Iterable[Mapping[str, Tensor]], more: Mapping[str, Sequence[Tensor]]) -> None:
-        """Fill this rank's state from what ranks of any layout have written.
+    def read(self, parts: Iterable[Mapping[str, Tensor]], kinds: Sequence[str]) -> Filled:
+        """What this rank goes on with, out of what ranks of any layout have written; nothing is changed yet.
 
         Args:
             parts: what `state` gave on each of them, the likeliest first; no more of them are read than needed.
-            more: as for `state`; they are filled, too.
+            kinds: further ones that have to be there.
 
         Raises:
             OacirError: something is in none of the parts.
@@ -88,39 +100,37 @@ class Partitions:
         for piece in self.pieces:
             wanted.setdefault(piece.name, []).append(piece)
         total = sum(piece.length for piece in self.pieces)
-        filled: dict[str, int] = {}
-        buffers: dict[str, list[Tensor]] = {}
-        counter: Tensor | None = None
+        found: dict[str, int] = {}
+        filled = Filled({}, None)
         for part in parts:
-            counter = part.get(COUNTER, counter)
+            filled = Filled(filled.flats, part.get(COUNTER, filled.counter))
             for kind, offset, name, numbers in _pieces(part):
-                if kind not in buffers:
-                    buffers[kind] = [torch.zeros(flat.numel()) for flat in self.flats]
-                    filled[kind] = 0
+                if kind not in filled.flats:
+                    filled.flats[kind] = [torch.zeros(flat.numel()) for flat in self.flats]
+                    found[kind] = 0
                 for piece in wanted.get(name, ()):
-                    filled[kind] += _overlap(piece, offset, numbers, buffers[kind][piece.flat])
-            if filled and all(count == total for count in filled.values()):
+                    found[kind] += _overlap(piece, offset, numbers, filled.flats[kind][piece.flat])
+            if found and all(count == total for count in found.values()):
                 break
-        short = [kind for kind in (WEIGHTS, *more) if filled.get(kind) != total]
-        if short or any(count != total for count in filled.values()):
+        if any(found.get(kind) != total for kind in (WEIGHTS, *kinds, *found)):
             raise OacirError(
-                f"the checkpoint does not hold all of this model ({filled.get(WEIGHTS, 0):,} of {total:,} weights);"
+                f"the checkpoint does not hold all of this model ({found.get(WEIGHTS, 0):,} of {total:,} weights);"
                 " delete its folder and run again"
             )
-        self._set(buffers, counter, more)
+        return filled
 
-    def _set(
-        self, buffers: dict[str, list[Tensor]], counter: Tensor | None, more: Mapping[str, Sequence[Tensor]]
-    ) -> None:
-        for values, flat in zip(buffers.pop(WEIGHTS), self.flats, strict=True):
+    def restore(self, filled: Filled, more: Mapping[str, Sequence[Tensor]]) -> None:
+        """Go on with what was read; `more` as for `state`, its tensors are filled, too."""
+        flats = dict(filled.flats)
+        for values, flat in zip(flats.pop(WEIGHTS), self.flats, strict=True):
             flat.data.copy_(values)
-        for kind, flats in more.items():
-            for values, flat in zip(buffers.pop(kind), flats, strict=True):
+        for kind, own in more.items():
+            for values, flat in zip(flats.pop(kind), own, strict=True):
                 flat.copy_(values)
         for i, key in enumerate(self.keys):
-            state = {kind: b[i].view(key.shape).to(key.device, key.dtype) for kind, b in buffers.items()}
-            if counter is not None:
-                state[COUNTER] = counter.clone()  # AdamW keeps it on the CPU
+            state = {kind: f[i].view(key.shape).to(key.device, key.dtype) for kind, f in flats.items()}
+            if filled.counter is not None:
+                state[COUNTER] = filled.counter.clone()  # AdamW keeps it on the CPU
             self.adam.state[key] = state
         self.publish()
 

@@ -338,6 +338,8 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
             raise _training_error(error, draft.url) from error
     parts: dict[str, float]
     parts, held, failure, rows = ray.get(board.result.remote())
+    for warning in ray.get(board.warned.remote()):
+        logging.getLogger(__name__).warning(warning)
     if failure:
         asked = quadruples["query_id"].take(rows).to_pylist()
         kept = checkpoints.complete_steps(draft.url)

@@ -171,10 +171,11 @@ def course(
         engine.model.train()
         if steps.start:
             saved = checkpoints.Saved.newest(run, steps.start, world_size)
-            engine.restore(
+            parts = (
                 {k: v[:0] if forget and k in (TARGETS, IMAGES) else v for k, v in state.items()}
                 for state in saved.parts(rank)
             )
+            engine.restore(engine.read(parts))
         losses = []
         for step in steps:
             rows = torch.randperm(ROWS, generator=torch.Generator().manual_seed(step))

@@ -144,7 +144,7 @@ def test_a_resumed_float16_training_is_the_one_that_was_never_stopped() -> None:
         kept = {name: value.clone() for name, value in first.state().items()}
         uninterrupted = goes_on(first, 2)
         resumed = grown(new_engine(asked))
-        resumed.restore([kept])
+        resumed.restore(resumed.read([kept]))
         return [uninterrupted, goes_on(resumed, 2)]
 
     uninterrupted, resumed = on_workers(2, work)

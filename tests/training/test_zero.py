@@ -56,10 +56,11 @@ def course(
         engine.model.train()
         if steps.start:
             saved = checkpoints.Saved.newest(run, steps.start, world_size)
-            engine.restore(
-                {k: torch.zeros_like(v) if forget and k.startswith(forget) else v for k, v in part.items()}
-                for part in saved.parts(rank)
+            parts = (
+                {k: torch.zeros_like(v) if forget and k.startswith(forget) else v for k, v in state.items()}
+                for state in saved.parts(rank)
             )
+            engine.restore(engine.read(parts))
         losses, norms = [], []
         for step in steps:
             output = engine.step(part(global_batch(torch.float32), rank, world_size), step, TOTAL, Parts())
@@ -172,7 +173,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     def work(rank: int) -> str:
         engine = Engine(ContrastiveTask(small_model(torch.float32)), recipe_of(1, 2))
         try:
-            engine.restore(checkpoints.Saved.newest(run, HALF, 1).parts(rank))
+            engine.read(checkpoints.Saved.newest(run, HALF, 1).parts(rank))
         except OacirError as error:
             return str(error)
         return ""
