@@ -34,6 +34,7 @@ from training.data import (
 from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
 from training.logged import Log, logged
 from training.memory import predicted
+from training.room import needs, require_workers_fit
 from training.tracking import note
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
     from training.stores import joined
 
     connect()
+    require_workers_fit(recipe.scaling)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     sizes = image_sizes(inputs.dataset)
     without = recipe.training.leave_out_domains
@@ -314,7 +316,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
         scaling_config=ScalingConfig(
             num_workers=scaling.workers,
             use_gpu=scaling.use_gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+            resources_per_worker=needs(scaling),
         ),
         # A name of its own for each attempt: Ray Train would resume an earlier one of the same name from its own,
         # older record. Resuming is ours, from the checkpoints of all ranks.

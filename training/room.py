@@ -1,0 +1,61 @@
+"""Whether the Ray session has room for the workers of a training. Without it Ray Train would wait for ever."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from infra.base.errors import OacirError
+from training.config import ScalingSection
+
+ROUNDING = 1e-6
+log = logging.getLogger(__name__)
+
+
+def needs(scaling: ScalingSection) -> dict[str, float]:
+    """What Ray reserves for one worker, by resource."""
+    return {"CPU": float(scaling.cpus_per_worker)} | ({"GPU": 1.0} if scaling.use_gpu else {})
+
+
+def room(nodes: Iterable[Mapping[str, float]], needed: Mapping[str, float]) -> int:
+    """How many workers fit; a worker lies on one node.
+
+    Args:
+        nodes: resources of each.
+        needed: by one worker.
+    """
+    return sum(
+        min(math.floor(node.get(kind, 0.0) / amount + ROUNDING) for kind, amount in needed.items())
+        for node in nodes
+    )
+
+
+def require_workers_fit(scaling: ScalingSection) -> None:
+    """Refuse a training that the session has no room for; where the cluster can grow, tell that it waits.
+
+    Raises:
+        OacirError: fewer workers fit than the recipe asks for.
+    """
+    import ray
+    from ray._private.state import state  # what Ray Train asks; no public call says it
+
+    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = needs(scaling)
+    fitting = room(nodes, needed)
+    if fitting >= scaling.workers:
+        return
+    there = " and ".join(f"{sum(n.get(kind, 0.0) for n in nodes):g} {kind}s" for kind in needed)
+    each = " and ".join(f"{amount:g} {kind}{'s' * (amount != 1)}" for kind, amount in needed.items())
+    told = (
+        f"scaling.workers {scaling.workers}: each needs {each} of one machine, the Ray session has {there} on"
+        f" {len(nodes)} machine{'s' * (len(nodes) != 1)}, room for {fitting}"
+    )
+    if state.get_max_resources_from_cluster_config():
+        log.warning("%s; waiting for the cluster to grow", told)
+        return
+    gpu = ", set scaling.use_gpu to false" if scaling.use_gpu else ""
+    raise OacirError(
+        f"{told}; lower scaling.workers or scaling.cpus_per_worker{gpu}, or join more machines (RAY_ADDRESS)"
+    )
