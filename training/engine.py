@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -133,6 +134,9 @@ class Engine:
     def broken(self) -> bool:
         """Whether weights are no numbers; asked of all workers together."""
         broken = torch.stack([~torch.isfinite(p).all() for p in self.partitions.flats]).any().float()
+        broken = broken.to(
+            self.deepspeed.device
+        )  # with an optimizer in the host's memory the weights lie there
         dist.all_reduce(broken, dist.ReduceOp.MAX)
         return bool(broken)
 
@@ -209,8 +213,15 @@ def trained_weights(model: AdaFocalModel, shapes: Mapping[str, torch.Size]) -> d
     }
 
 
-def import_deepspeed() -> Any:
-    """DeepSpeed without what it would do on the side in every worker."""
+def import_deepspeed(device: str = "cpu") -> Any:
+    """DeepSpeed without what it would do on the side in every worker.
+
+    Args:
+        device: type of the model's device; it counts when DeepSpeed is first imported in a process.
+    """
+    if "deepspeed" not in sys.modules:
+        # left to itself it takes the GPU that a machine has, and moves a model there that shall train on the CPU
+        os.environ["DS_ACCELERATOR"] = device
     # its autotuner, not used here, imports mlflow where it finds it: 1.3 s and 100 MB
     hidden = "mlflow" not in sys.modules
     if hidden:
@@ -228,7 +239,7 @@ def import_deepspeed() -> Any:
 
 def make_engine(task: ContrastiveTask, recipe: TrainRecipe) -> Any:
     """The DeepSpeed engine; initialised on the process group that Ray Train made."""
-    deepspeed = import_deepspeed()
+    deepspeed = import_deepspeed(next(task.parameters()).device.type)
     for parameter in task.parameters():
         if (
             parameter.dim() == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,18 @@ def course(
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, Any]:
     return course(1, 0, range(TOTAL))
+
+
+def test_a_model_on_the_cpu_stays_there_on_a_machine_with_a_gpu() -> None:
+    code = (
+        "from training.engine import import_deepspeed; import_deepspeed();"
+        "from deepspeed.accelerator import get_accelerator; print(get_accelerator().device_name())"
+    )
+    environment = os.environ | {"DS_ACCELERATOR": "cuda"}  # what DeepSpeed finds out by itself there
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == "cpu"
 
 
 def sizes() -> tuple[int, int]:
