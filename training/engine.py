@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,7 +66,8 @@ class Engine:
         self.bytes: dict[str, int] = {}
         """What the state takes on this worker, by kind; known once AdamW has made its own in the first step."""
         self.overflows = False
-        """Whether the last step's gradient was too large for float16 even unscaled; the same on every worker."""
+        """Whether the last step's gradient was no number and no smaller loss scale would help; the same on every
+        worker."""
         decay = self.training.ema_decay
         self.average = [f.detach().clone() for f in self.partitions.flats] if decay else []
         """Of an average of the weights: this rank's part of it."""
@@ -112,12 +114,14 @@ class Engine:
 
     def _judge_step(self) -> None:
         self.skipped = not self.deepspeed.was_step_applied()
-        if not self.skipped:
+        self.overflows = self.skipped and (self.scale is None or self.scale.exhausted)
+        if self.skipped:
+            self._norm = math.inf  # ZeRO-3 would tell that of the step before
+        else:
             for average, flat in zip(self.average, self.partitions.flats, strict=bool(self.average)):
                 average.lerp_(flat, 1.0 - self.training.ema_decay)  # type: ignore[operator]  # there is one
         if self.scale is not None:
             self.loss_scale = self.scale.value
-            self.overflows = self.skipped and self.scale.exhausted
             self.scale.update(self.skipped)
 
     @property

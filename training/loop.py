@@ -176,11 +176,14 @@ class Loop:
             self.history.add(self.step, epoch, rows, output, self._flops(fed), rest)
             self.last_rows = rows
         if self.engine.overflows:
-            raise DivergedError(
-                f"the gradient of step {self.step} overflows float16 even unscaled (training.precision bfloat16 or"
-                " float32 would hold it)",
-                rows,
-            )
+            self.judge()  # a loss that is no number says more
+            told = f"the gradient of step {self.step} is no number"
+            if self.training.precision == "float16":
+                told = (
+                    f"the gradient of step {self.step} overflows float16 even unscaled (training.precision bfloat16 or"
+                    " float32 would hold it)"
+                )
+            raise DivergedError(told, rows)
 
     def flush(self) -> None:
         """Complete the history of the last steps, and tell the driver."""

@@ -106,12 +106,12 @@ def test_a_healthy_worker_runs_to_the_end(tmp_path: Any) -> None:
 
 
 class Overflowing(Worker):
-    """A worker whose gradients are too large for float16 from some step on, scaled or not."""
+    """A worker whose gradients are no numbers from some step on, scaled or not."""
 
-    def __init__(self, run_url: str) -> None:
+    def __init__(self, run_url: str, precision: str, loss: float) -> None:
         super().__init__(run_url, broken_at=1000)
-        self.training.seed, self.device = 0, torch.device("cpu")
-        output = StepOutput(torch.tensor(1.0), torch.tensor(3.0), None, torch.tensor(0.07))
+        self.training.seed, self.training.precision, self.device = 0, precision, torch.device("cpu")
+        output = StepOutput(torch.tensor(1.0), torch.tensor(loss), None, torch.tensor(0.07))
         self.engine = SimpleNamespace(
             model=SimpleNamespace(train=lambda: None, temp=torch.tensor(0.07)),
             step=lambda *_: output, rate=0.1, gradient_norm=math.inf, loss_scale=1.0, skipped=True, overflows=True,
@@ -123,14 +123,20 @@ class Overflowing(Worker):
         return 0.0
 
 
-def test_a_gradient_that_no_scale_brings_into_float16_ends_the_training_at_its_step(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("precision", "loss", "told"),
+    [
+        ("float16", 3.0, "the gradient of step 1 overflows float16 even unscaled"),
+        ("bfloat16", 3.0, "the gradient of step 1 is no number"),
+        ("float32", math.nan, "the loss is nan at step 1"),
+    ],
+)
+def test_a_gradient_that_no_scale_brings_back_ends_the_training_at_its_step(
+    precision: str, loss: float, told: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dist, "all_reduce", lambda *_, **__: SimpleNamespace(wait=lambda: None))
-    worker = Overflowing(str(tmp_path))
-    with pytest.raises(
-        DivergedError, match="the gradient of step 1 overflows float16 even unscaled"
-    ) as caught:
+    worker = Overflowing(str(tmp_path), precision, loss)
+    with pytest.raises(DivergedError, match=told) as caught:
         worker.run()
     assert caught.value.rows.tolist() == [4, 7, 9]
     assert not worker.checkpoints

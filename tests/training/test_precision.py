@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,12 +22,12 @@ START = 2.0**10
 """Where the loss scale starts: on so small a batch 2¹⁶ overflows at once, and would only be halved."""
 
 
-def recipe(workers: int, precision: str, **training: Any) -> TrainRecipe:
+def recipe(workers: int, precision: str, stage: int = 2, **training: Any) -> TrainRecipe:
     settings = {"batch_size": ROWS, "precision": precision, "learning_rate": 1e-3, "caam_learning_rate": 1e-3}
     return TrainRecipe.model_validate(
         {
             "training": {**settings, "schedule": "constant", "warmup_fraction": 0.0, **training},
-            "scaling": {"workers": workers},
+            "scaling": {"workers": workers, "zero_stage": stage},
         }
     )
 
@@ -95,8 +96,11 @@ def weights(engine: Engine) -> list[Tensor]:
     return [p.detach().clone() for p in [*engine.partitions.flats, *engine.average]]
 
 
-def test_a_gradient_that_overflows_on_one_worker_skips_the_step_on_all_and_halves_the_scale() -> None:
-    asked = recipe(2, "float16", ema_decay=0.5)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_gradient_that_overflows_on_one_worker_skips_the_step_on_all_and_halves_the_scale(
+    stage: int,
+) -> None:
+    asked = recipe(2, "float16", stage, ema_decay=0.5)
 
     def work(rank: int) -> list[list[float]]:
         engine = new_engine(asked)
@@ -111,15 +115,17 @@ def test_a_gradient_that_overflows_on_one_worker_skips_the_step_on_all_and_halve
                 hook.remove()
             moved = [not torch.equal(a, b) for a, b in zip(before, weights(engine), strict=True)]
             counted = engine.partitions.adam.state[engine.partitions.keys[0]].get("step", 0)
-            told.append([engine.loss_scale, engine.skipped, all(moved), any(moved), float(counted)])
+            norm = float(engine.gradient_norm)
+            told.append([engine.loss_scale, engine.skipped, all(moved), any(moved), float(counted), norm])
         return told
 
     told = on_workers(2, work)
-    scales, skipped, all_moved, any_moved, counted = zip(*told, strict=True)
+    scales, skipped, all_moved, any_moved, counted, norms = zip(*told, strict=True)
     assert scales == (START, START, START, START / 2, START / 2)
     assert skipped == (False, False, True, False, False)
     assert all_moved == any_moved == (True, True, False, True, True)  # the average of the weights too
     assert counted == (1, 2, 2, 3, 4)  # AdamW's own
+    assert [math.isinf(norm) for norm in norms] == [False, False, True, False, False]
 
 
 def test_a_resumed_float16_training_is_the_one_that_was_never_stopped() -> None:
@@ -166,6 +172,20 @@ def test_a_gradient_that_overflows_unscaled_ends_the_training() -> None:
         return told
 
     assert on_workers(1, work) == [[True, False], [True, True]]
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("float32", 2), ("bfloat16", 2), ("float32", 3)])
+def test_without_a_scale_a_gradient_that_is_no_number_ends_the_training(precision: str, stage: int) -> None:
+    """ZeRO would skip the step, and every one after it."""
+
+    def work(rank: int) -> list[bool]:
+        engine = new_engine(recipe(2, precision, stage))
+        if rank:
+            engine.model.temp.register_hook(lambda gradient: gradient * torch.nan)
+        step(engine, 0, rank, 2)
+        return [engine.skipped, engine.overflows]
+
+    assert on_workers(2, work) == [True, True]
 
 
 def test_the_scale_doubles_after_good_steps_and_halves_after_a_bad_one() -> None:
