@@ -32,6 +32,10 @@ FEED = "tests/training/test_feed.py"
 FLOPS = "tests/training/test_flops.py"
 METERS = "tests/training/test_meters.py"
 GRADIENTS = "tests/training/test_gradients.py"
+NEGATIVES = "tests/training/test_negatives.py"
+LOSSES = "tests/training/test_losses.py"
+BANK = "tests/training/test_bank.py"
+ANSWERS = "tests/training/test_answers.py"
 PRECISION = "tests/training/test_precision.py"
 STORED = "tests/training/test_stored.py"
 LEARNING_TOWERS = "tests/training/test_towers.py"
@@ -331,6 +335,49 @@ MUTATIONS = (
         "targets = distinct[batch.target_index]",
         "targets = distinct[batch.target_index.sort().values]",
         (DISTRIBUTED,),
+    ),
+    # Negatives
+    Mutation(
+        "a query's own target left out with the false negatives",
+        "training/losses.py",
+        "found.scatter(1, labels[:, None], value=False)",
+        "found",
+        (LOSSES,),
+    ),
+    Mutation(
+        "further right answers kept as negatives",
+        "training/losses.py",
+        "for one in right.unbind(1):",
+        "for one in right[:, :1].unbind(1):",
+        (LOSSES,),
+    ),
+    Mutation(
+        "the mask of false negatives forgotten",
+        "training/losses.py",
+        "return info_nce(scores, context.temperature, context.labels, context.excluded)",
+        "return info_nce(scores, context.temperature, context.labels)",
+        (LOSSES,),
+    ),
+    Mutation(
+        "a memory bank that is differentiated",
+        "training/bank.py",
+        "self._waiting.append((targets.detach(), images))",
+        "self._waiting.append((targets, images))",
+        (BANK,),
+    ),
+    Mutation(
+        "a memory bank that a resumed worker does not take over",
+        "training/engine.py",
+        "            self.bank.broadcast()",
+        "            pass",
+        (NEGATIVES,),
+    ),
+    Mutation(
+        "the answers of another worker's queries",
+        "training/batches.py",
+        "right[start:end]",
+        "right[: end - start]",
+        (ANSWERS,),
     ),
     # From pixels
     Mutation(

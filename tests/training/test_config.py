@@ -122,6 +122,12 @@ def test_settings_without_effect_are_refused(overrides: list[tuple[str, str]], t
         ("training.precision", "float16", False),
         ("training.micro_batch_size", "8", False),
         ("training.compile", "true", False),
+        ("training.false_negatives", "keep", True),
+        ("training.false_negatives", "same_target", False),
+        ("training.false_negatives", "equivalent", False),
+        ("training.reference_negatives", "true", False),
+        ("training.memory_bank", "0", True),
+        ("training.memory_bank", "64", False),
         ("training.activation_checkpointing", "true", True),
         ("model.modulation", "vector", False),
         ("scaling.workers", "4", True),
@@ -131,6 +137,17 @@ def test_settings_without_effect_are_refused(overrides: list[tuple[str, str]], t
 def test_a_runs_key_depends_on_what_decides_over_its_result(key: str, value: str, same: bool) -> None:
     plain, changed = (load_recipe(TrainRecipe, "tiny", o) for o in ([], [(key, value)]))
     assert (plain.identity("data", "features") == changed.identity("data", "features")) is same
+
+
+def test_settings_at_what_was_before_they_were_there_keep_the_keys_of_those_runs() -> None:
+    recipe = load_recipe(TrainRecipe, "tiny")
+    told = recipe.training.model_dump()
+    keys = []
+    for names in ((), ("false_negatives", "reference_negatives", "memory_bank")):
+        kept = {name: value for name, value in told.items() if name not in names}
+        tree = {"training": kept, "model": recipe.model.model_dump(mode="json")}
+        keys.append(TrainRecipe.model_validate(tree).identity("data", "features"))
+    assert keys[0] == keys[1]
 
 
 def test_a_random_tower_of_real_size_is_warned_of() -> None:

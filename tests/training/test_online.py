@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,9 @@ from infra.base.versions import Version, open_version
 from pipelines.embed import embed
 from pipelines.retrieval.config import EvaluateRecipe
 from pipelines.retrieval.evaluate import evaluate
-from training.config import TrainRecipe
+from training.answers import with_negatives
+from training.config import TrainingSection, TrainRecipe
+from training.data import read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
 from training.feed import Fed, Feed
@@ -112,15 +115,28 @@ def fed(plan: Plan, shard: object, start: int, total: int, rank: int = 0, world_
         return list(feed)
 
 
-def test_batches_are_those_of_stored_tokens_with_pixels_in_their_place(plan: Plan) -> None:
+@pytest.mark.parametrize("negatives", [{}, {"reference_negatives": True, "false_negatives": "equivalent"}])
+def test_batches_are_those_of_stored_tokens_with_pixels_in_their_place(
+    plan: Plan, negatives: dict[str, object]
+) -> None:
     """Blocks of the stream that end within a step change nothing."""
+    section = TrainingSection.model_validate(negatives)
+    dataset = plan.images.version
+    quadruples = read_quadruples(dataset, "train")
+    queries = with_negatives(plan.queries, section, quadruples, dataset, plan.images)
+    plan = dataclasses.replace(plan, queries=queries)
     per_epoch, rows = plan.sampler.steps_per_epoch, np.arange(len(plan.images))
     pixels = plan.processor.pixels([plan.images.image(int(row)) for row in rows])
-    store = SimpleNamespace(gather=lambda wanted: pixels[torch.from_numpy(wanted)])
+    store = SimpleNamespace(gather=lambda wanted, _: pixels[torch.from_numpy(wanted)])
     steps = (2, per_epoch + 1)
     found = fed(plan, Shard(plan, range(*steps), 1, 2), *steps, 1, 2)
     with Feed(store, plan.queries, plan.sampler, 1, 2, torch.device("cpu"), *steps) as feed:  # type: ignore[arg-type]
         expected = list(feed)
+    assert (
+        (expected[0].batch.reference_index is None)
+        == (expected[0].batch.right_images is None)
+        == (not negatives)
+    )
     assert [one.epoch for one in found] == [one.epoch for one in expected]
     for one, other in zip(found, expected, strict=True):
         assert np.array_equal(one.rows, other.rows)
@@ -200,10 +216,19 @@ def test_evaluation_of_a_trained_tower_asks_for_its_own_features_and_then_works(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_workers_go_on_in_mid_epoch_with_the_same_losses(scene: Scene, tmp_path: Path) -> None:
-    """A block of the tower learns on random cuts: weights, optimizer and every draw are those of an unbroken run."""
+    """A block of the tower learns on random cuts, beside references and a memory bank: weights, optimizer, bank and
+    every draw are those of an unbroken run."""
     steps = 16
     recipe = online_recipe(
-        training={"epochs": 9, "batch_size": 10, "steps": steps, "dev_every_epochs": None},
+        training={
+            "epochs": 9,
+            "batch_size": 10,
+            "steps": steps,
+            "dev_every_epochs": None,
+            "false_negatives": "equivalent",
+            "reference_negatives": True,
+            "memory_bank": 24,
+        },
         tower={"mode": "last", "layers": 1, "learning_rate": 3e-3, "crop": 0.5, "flip": True, "readers": 2},
     )
     whole = scene.train(recipe)

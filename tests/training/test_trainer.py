@@ -105,6 +105,38 @@ def test_history_has_every_step_once(trained: Trained) -> None:
 
 
 @pytest.mark.ray
+def test_what_the_recipe_says_of_negatives_is_what_two_workers_learn_by(trained: Trained) -> None:
+    """The first loss, from the definition: references are columns, and whoever shows a query's target is none."""
+    asked = {"false_negatives": "same_target", "reference_negatives": True, "memory_bank": 30}
+    recipe = small_recipe(training={"steps": 2, "dev_every_epochs": None, "select": "last", **asked})
+    location = train(recipe, Context(root=trained.root)).location
+    assert location is not None
+    quadruples = read_quadruples(trained.dataset, "train")
+    model = build_model(recipe.model, with_tower=False).train()
+    processor = build_processor(recipe.model, model.config, quadruples["modification_text"].to_pylist)
+    store = FeatureStore.open(trained.features)
+    queries = load_queries(quadruples, image_sizes(trained.dataset), store, processor)
+    rows = Sampler(np.zeros(len(queries), np.int64), 24, recipe.training.seed).batches(0)[0]
+    input_ids, mask = queries.texts(rows)
+    references = store.tokens(queries.reference_rows[rows])
+    with torch.no_grad():
+        query = model.encode_query(references, input_ids, mask, queries.regions(rows))
+        targets = model.encode_target(torch.cat([store.tokens(queries.target_rows[rows]), references]))
+    logits = torch.einsum("qd,tmd->qtm", query.embedding, targets).amax(-1) / 0.07
+    wanted = [ids[0] for ids in quadruples["target_ids"].take(rows).to_pylist()]
+    shown = wanted + quadruples["reference_id"].take(rows).to_pylist()
+    losses, left_out = [], 0
+    for i, target in enumerate(wanted):
+        kept = [c for c, image in enumerate(shown) if c == i or image != target]
+        left_out += len(shown) - len(kept)
+        losses.append(logits[i, kept].logsumexp(0) - logits[i, i])
+    assert left_out > 3
+    found = open_version(location).table("history")["loss"].to_pylist()
+    assert found[0] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
+    assert len(found) == 2
+
+
+@pytest.mark.ray
 def test_the_export_is_the_trained_model_with_its_tower(trained: Trained) -> None:
     model, processor = open_model(trained.run.url)
     start = build_model(small_recipe().model)
