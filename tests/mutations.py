@@ -32,7 +32,7 @@ FEED = "tests/training/test_feed.py"
 FLOPS = "tests/training/test_flops.py"
 METERS = "tests/training/test_meters.py"
 GRADIENTS = "tests/training/test_gradients.py"
-NEGATIVES = "tests/training/test_negatives.py"
+RESUMED_BANK = "tests/training/test_negatives.py::test_a_run_goes_on_with_its_bank_on_any_number_of_workers"
 LOSSES = "tests/training/test_losses.py"
 BANK = "tests/training/test_bank.py"
 ANSWERS = "tests/training/test_answers.py"
@@ -370,7 +370,7 @@ MUTATIONS = (
         "training/engine.py",
         "            self.bank.broadcast()",
         "            pass",
-        (NEGATIVES,),
+        (RESUMED_BANK,),
     ),
     Mutation(
         "the answers of another worker's queries",
