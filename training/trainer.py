@@ -385,7 +385,14 @@ def _commit(
     from training.towers import merge_adapters
 
     chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
-    inputs.model.load_state_dict(load(storage.read_bytes(draft.path(chosen))), strict=False)
+    learned = load(storage.read_bytes(draft.path(chosen)))
+    lacking = {n for n, p in inputs.model.named_parameters() if p.requires_grad} ^ set(learned)
+    if lacking:
+        raise OacirError(
+            f"{draft.path(chosen)}: its weights are not those that this recipe trains, first {min(lacking)}; delete the"
+            " run and train again"
+        )
+    inputs.model.load_state_dict(learned, strict=False)
     if recipe.tower.mode == "lora":
         merge_adapters(inputs.model)
     files: list[FileEntry] = write_export(inputs.model.eval(), inputs.processor, draft.url)
