@@ -97,6 +97,11 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
         require_compiler()  # here, where it is one line; a worker's complaint would be tried again
     inputs = _inputs(recipe, context)
     key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.source)
+    if recipe.tracking.profile_steps is not None and recipe.tracking.profile_from > inputs.total_steps:
+        raise OacirError(
+            f"tracking.profile_from {recipe.tracking.profile_from}: the training ends after step"
+            f" {inputs.total_steps:,}, so nothing would be traced; set it lower"
+        )
     if context.dry_run:
         return _plan(recipe, inputs, key)
     draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)

@@ -205,6 +205,20 @@ def test_a_dry_run_states_the_plan_and_writes_nothing(trained: Trained) -> None:
     assert sorted(Path(trained.root).rglob("*")) == before
     assert (plan["steps"], plan["batch_size_per_worker"], plan["quadruples"]) == (120, 12, 64)
     assert plan["checkpoint_bytes"] == 12 * plan["trained_parameters"]
+    assert plan["quadruples_seen"] == 40 * 64  # not 120 × 24: the batches of an epoch are of 21 and 22
+    averaged = train(
+        small_recipe(training={"ema_decay": 0.9}), Context(root=trained.root, dry_run=True)
+    ).figures
+    assert averaged["checkpoint_bytes"] == 16 * plan["trained_parameters"]
+    assert averaged["state_bytes_per_worker"] == plan["state_bytes_per_worker"] + averaged["bytes_of_average"]
+    assert averaged["bytes_of_average"] == 4 * -(-plan["trained_parameters"] // 2)
+
+
+@pytest.mark.ray
+def test_a_trace_behind_the_last_step_is_refused(trained: Trained) -> None:
+    late = small_recipe(training={"epochs": 1}, tracking={"profile_steps": 1, "profile_from": 4})
+    with pytest.raises(OacirError, match=r"tracking\.profile_from 4: the training ends after step 3,"):
+        train(late, Context(root=trained.root, dry_run=True))
 
 
 @pytest.mark.ray
