@@ -141,6 +141,11 @@ class Sampler:
         _, counts = np.unique(self.groups, return_counts=True)
         return int(sum(-(-counts // self.batch_size)))
 
+    def rows_seen(self, steps: int) -> int:
+        """Rows in so many steps, counted as often as they are seen."""
+        epochs, more = divmod(steps, self.steps_per_epoch)
+        return epochs * len(self.groups) + sum(len(rows) for rows in self.batches(epochs)[:more])
+
     def batches(self, epoch: int) -> list[Rows]:
         """The global batches of an epoch (from 0) in their order, the same on every worker."""
         generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))

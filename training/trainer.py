@@ -33,7 +33,7 @@ from training.data import (
 )
 from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
 from training.logged import Log, logged
-from training.memory import predicted
+from training.memory import NUMBER, predicted
 from training.room import needs, require_workers_fit
 from training.tracking import note
 
@@ -233,12 +233,13 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
         p for n, p in inputs.model.named_parameters() if not p.requires_grad and not n.startswith(skipped)
     ]
     frozen = sum(p.numel() for p in others)
-    state = predicted(trained, frozen, recipe.scaling.zero_stage, workers)
+    averaged = recipe.training.ema_decay is not None
+    state = predicted(trained, frozen, recipe.scaling.zero_stage, workers, average=averaged)
     figures = {
         "key": key,
         "steps": inputs.total_steps,
         "quadruples": inputs.queries,
-        "quadruples_seen": inputs.total_steps * batch,
+        "quadruples_seen": inputs.sampler.rows_seen(inputs.total_steps),
         "batch_size": batch,
         "batch_size_per_worker": -(-batch // workers),
         "queries_per_forward": min(recipe.training.micro_batch_size or batch, -(-batch // workers)),
@@ -246,7 +247,7 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
         "trained_parameters": trained,
         "state_bytes_per_worker": sum(state.values()),
         **{f"bytes_of_{kind}": count for kind, count in state.items()},
-        "checkpoint_bytes": trained * 12,
+        "checkpoint_bytes": NUMBER * trained * (4 if averaged else 3),  # weights, two moments, average
         "features_bytes": sum(f.size_bytes for s in inputs.stores for f in s.version.manifest.files),
     }
     details = tuple(

@@ -41,6 +41,13 @@ def test_every_row_is_seen_exactly_once_per_epoch_in_batches_of_one_group(
     assert len(batches) == sum(int(np.ceil(groups.count(g) / batch_size)) for g in set(groups))
 
 
+@pytest.mark.parametrize("steps", [0, 1, 7, 8, 9, 20])
+def test_it_knows_how_many_rows_some_steps_see(steps: int) -> None:
+    sampler = Sampler(np.repeat([0, 1, 2], [40, 17, 3]), batch_size=8, seed=3)
+    batches = [batch for epoch in range(3) for batch in sampler.batches(epoch)]
+    assert sampler.rows_seen(steps) == sum(len(batch) for batch in batches[:steps])
+
+
 def test_epochs_and_seeds_have_orders_of_their_own_and_an_epoch_has_only_one() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         return tuple(np.concatenate(Sampler(np.zeros(50, int), 8, seed).batches(epoch)).tolist())
