@@ -131,7 +131,9 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
             f" {figures['bytes'] / 2**30:.2f} GiB ({recipe.embed.dtype})",
         )
         if plan.rate is not None:
-            workers = recipe.embed.workers or machine_workers(recipe.scaling.use_gpu)
+            found = recipe.embed.workers or machine_workers(recipe.scaling.use_gpu)
+            # a shard is made by one worker, and a finished one is not made again
+            workers = max(1, min(found, len(plan.shards)))
             hours = plan.forwards / plan.rate / workers / 3600
             figures |= {"images_per_s_of_a_worker": round(plan.rate, 3), "workers": workers, "hours": hours}
             details += (

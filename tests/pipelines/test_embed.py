@@ -279,6 +279,15 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(benchmark: Version
     assert not Path(context(benchmark, "dry").root).exists()
 
 
+def test_a_dry_run_counts_no_more_workers_than_shards(benchmark: Version) -> None:
+    many = recipe(benchmark)
+    many = many.model_copy(update={"embed": many.embed.model_copy(update={"workers": 64})})
+    outcome = embed(many, context(benchmark, "many", dry_run=True))
+    assert outcome.figures["workers"] == 3
+    rate = outcome.figures["images_per_s_of_a_worker"]
+    assert outcome.figures["hours"] == pytest.approx(24 / rate / 3 / 3600, rel=1e-3)
+
+
 def test_equal_bytes_are_embedded_once(tmp_path: Path) -> None:
     benchmark = write_benchmark(tmp_path, identities=6, domains=("a",))
     table = storage.read_table(benchmark.path("images.parquet"))
