@@ -292,12 +292,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             f"losses differ by {max(errors):.1e}, allowed is {tolerance:.0e}: {wanted} and {found}"
         )
     halves = tokens.bfloat16()
-    del tokens
-    if subject.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    del tokens, exact
     with Ours(subject, halves) as ours:
         ways: dict[str, Way] = {"released": released, "ours": ours}
         seconds = timed(ways, options.steps, subject.device)
+        del ways, released  # nor may what they hold count in the peak
+        if subject.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         ours.feed.waited_s = 0.0
         began = time.perf_counter()
         for _ in range(options.steps):
