@@ -489,8 +489,8 @@ MUTATIONS = (
     Mutation(
         "a step that overflowed moves the average of the weights",
         "training/engine.py",
-        "        if not self.skipped:\n",
-        "        if True:\n",
+        "        else:\n            for average, flat",
+        "        if True:\n            for average, flat",
         (PRECISION,),
     ),
     Mutation(
