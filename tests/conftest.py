@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,17 +38,31 @@ def golden_dir() -> Path:
     return GOLDEN_DIR
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One local Ray session for all tests of this process."""
-    import ray
-
+def start_ray() -> None:
+    """A local Ray session as the tests want it."""
     from infra.base.ray_session import connect
 
     os.environ.setdefault("RAY_metrics_report_interval_ms", "500")  # a user's session has 10 s
     connect(cpus=2, address="local")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray session for all tests of this process, unless one of them forks (`small_training.on_processes`)."""
+    import ray
+
+    start_ray()
     yield
     ray.shutdown()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start another session for a test that counts on one which a fork has ended."""
+    if "ray_session" in getattr(item, "fixturenames", ()) and "ray" in sys.modules:
+        import ray
+
+        if not ray.is_initialized():
+            start_ray()
 
 
 @pytest.fixture(scope="session")

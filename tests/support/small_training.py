@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -131,7 +132,13 @@ def part(
 
 
 def on_processes(world_size: int, work: Callable[[int], Any]) -> Any:
-    """What rank 0's `work` returns, with all ranks in one gloo group."""
+    """What rank 0's `work` returns, with all ranks in one gloo group.
+
+    A Ray session of this process is ended first: its threads do not survive a fork, and a session that was forked may
+    wait for them for ever when it ends. `tests/conftest.py` starts another for the next test that needs one.
+    """
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.pt"
