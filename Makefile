@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 SOURCES := infra pipelines training tuning benchmarks tests
 
-.PHONY: demo test check lint types layers mutations bench drills clean help
+.PHONY: demo test check lint types layers long mutations bench drills clean help
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -21,8 +21,11 @@ help:  ## this list
 demo: .venv  ## the whole way on a procedural world: photos → benchmark → features → training → evaluation → report
 	$(BIN)/oacir demo
 
-test: .venv  ## all tests
+test: .venv  ## all tests but the long ones
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup
+
+long: .venv  ## the tests that take minutes: compiled layers, workers killed while they stream photos, loss options on two workers
+	$(BIN)/pytest -m long
 
 check: lint types layers test  ## what CI runs: ruff, mypy strict, layers, tests
 

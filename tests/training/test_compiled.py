@@ -66,7 +66,7 @@ def gradients(compiled: bool, batches: list[Batch]) -> tuple[list[float], Gradie
     return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, graphs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler, and there is none")
 def test_compiled_layers_train_as_the_others_do() -> None:
     whole = part(global_batch(torch.float32), 0, 1)

@@ -213,7 +213,7 @@ def test_evaluation_of_a_trained_tower_asks_for_its_own_features_and_then_works(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_killed_workers_go_on_in_mid_epoch_with_the_same_losses(scene: Scene, tmp_path: Path) -> None:
     """A block of the tower learns on random cuts, beside references and a memory bank: weights, optimizer, bank and

@@ -105,6 +105,7 @@ def test_history_has_every_step_once(trained: Trained) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_what_the_recipe_says_of_negatives_is_what_two_workers_learn_by(trained: Trained) -> None:
     """The first loss, from the definition: references are columns, and whoever shows a query's target is none."""
     asked = {"false_negatives": "same_target", "reference_negatives": True, "memory_bank": 30}
