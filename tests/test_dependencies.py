@@ -14,6 +14,7 @@ BROUGHT = {
     "botocore": "s3fs",
     "fsspec": "s3fs",
     "markupsafe": "jinja2",
+    "mlflow": "mlflow",  # three distributions share its folder
     "tokenizers": "transformers",
 }
 """Packages of which a dependency decides the version: it speaks in their types."""
