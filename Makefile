@@ -21,8 +21,9 @@ help:  ## this list
 demo: .venv  ## the whole way on a procedural world: photos → benchmark → features → training → evaluation → report
 	$(BIN)/oacir demo
 
+# A file's tests stay in one process, which makes what they share once; the files come in their order, the drills first.
 test: .venv  ## all tests but the long ones
-	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadgroup
+	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 long: .venv  ## the tests that take minutes: compiled layers, workers killed while they stream photos, loss options on two workers
 	$(BIN)/pytest -m long

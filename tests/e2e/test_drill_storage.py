@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.ray,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("drill_storage"),  # they share one undisturbed build
 ]
 
 

@@ -26,7 +26,7 @@ from training.trainer import UNTIMED, train
 STEPS, EVERY, KILLED_AT = 20, 5, 12
 WATCHED = {"every_steps": EVERY, "profile_from": 4, "profile_steps": 2, "peak_tflops": 0.1}
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("watched")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def recipe(**tracking: Any) -> TrainRecipe:

@@ -54,7 +54,6 @@ def tell(tracker: Tracker, steps: range) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mlflow")
 def test_what_is_told_is_there(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     tracker = Tracker(Spool(str(tmp_path)), mlflow_server.uri, "told", "run 1")
     many = {f"p{i}": i for i in range(150)}  # more than a request may hold
@@ -78,7 +77,6 @@ def test_what_is_told_is_there(mlflow_server: MlflowServer, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mlflow")
 def test_a_server_that_comes_late_and_goes_away_misses_nothing(
     mlflow_server: MlflowServer, door: Door, tmp_path: Path
 ) -> None:
@@ -99,7 +97,6 @@ def test_a_server_that_comes_late_and_goes_away_misses_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mlflow")
 def test_a_run_that_goes_on_is_one_run_also_after_lost_answers(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
@@ -119,7 +116,6 @@ def test_a_run_that_goes_on_is_one_run_also_after_lost_answers(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("mlflow")
 def test_what_was_not_sent_is_sent_later(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     tracker = Tracker(Spool(str(tmp_path)), SHUT, "later", "run")
     tell(tracker, range(1, 8))
