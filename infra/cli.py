@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -197,7 +198,10 @@ def _run(call: Call) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run))
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # libraries log to it while they load; it is the outcome's alone
+        outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run))
     _say_outcome(outcome, call.as_json)
     if outcome.refused:
         _complain(outcome.refused)
