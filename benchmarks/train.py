@@ -14,14 +14,13 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain
 from benchmarks.machine import write_result
@@ -254,26 +253,12 @@ def shares(subject: Subject) -> dict[str, float]:
     batch = make_batch(few, store, rows, 0, 2, subject.device)
     leaves = [p for p in ours.model.parameters() if p.requires_grad]
     whole = flops(lambda: released.loss(rows), [p for p in released.model.parameters() if p.requires_grad])
-    tower = _forward_flops(towers)
+    tower = flops(towers, [])  # without gradients
     return {
         "tower": tower / 1e9,  # two images: the two of one quadruple
         "released": whole / 2e9 - tower / 1e9,
         "ours": flops(lambda: ours.task(batch).objective, leaves) / 2e9,
     }
-
-
-def _forward_flops(forward: Callable[[], Tensor]) -> int:
-    aten = torch.ops.aten
-
-    def attention(query: Any, key: Any, *_: Any, **__: Any) -> int:
-        batch, heads, length, width = query
-        return int(4 * batch * heads * length * key[2] * width)
-
-    with FlopCounterMode(
-        display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    ) as counter:
-        forward()
-    return counter.get_total_flops()
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -198,9 +198,8 @@ def _run(call: Call) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # libraries log to it while they load; it is the outcome's alone
+    # standard output is the outcome's alone; libraries log to it while they load
+    with contextlib.redirect_stdout(sys.stderr):
         outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run))
     _say_outcome(outcome, call.as_json)
     if outcome.refused:
