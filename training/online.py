@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 SHARD = "steps"
 """What Ray Train calls the dataset."""
+STEPS_PLANNED = 500
+"""Steps of one execution of Ray Data, which plans a task for each of them before the first one runs."""
 STEPS_AHEAD = 4
 """Steps of a worker that lie ready at most, whatever the object store would hold."""
 
@@ -96,12 +99,10 @@ class StepShards(DataConfig):  # type: ignore[misc]  # ray is untyped here
         done = checkpoints.complete_steps(self.run_url)
         start = done[-1] if done else 0
         nodes: list[str | None] = [None] * world_size if worker_node_ids is None else [*worker_node_ids]
-        return [
-            {SHARD: self.dataset(start, rank, world_size, node).iterator()} for rank, node in enumerate(nodes)
-        ]
+        return [{SHARD: StepStream(self, start, rank, world_size, node)} for rank, node in enumerate(nodes)]
 
-    def dataset(self, start: int, rank: int, world_size: int, node: str | None = None) -> Any:
-        """The steps from `start` on as one worker needs them, executed when they are asked for.
+    def dataset(self, start: int, end: int, rank: int, world_size: int, node: str | None = None) -> Any:
+        """The steps `start` … `end` as one worker needs them, executed when they are asked for.
 
         The readers run beside the worker, in the CPUs that are reserved for it.
         """
@@ -109,8 +110,8 @@ class StepShards(DataConfig):  # type: ignore[misc]  # ray is untyped here
         if node is not None:
             place["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
         dataset = ray.data.read_datasource(
-            Steps(start, self.total_steps),
-            override_num_blocks=max(1, self.total_steps - start),
+            Steps(start, end),
+            override_num_blocks=end - start,
             ray_remote_args=place,
         ).map_batches(
             ReaderProcess,
@@ -123,6 +124,28 @@ class StepShards(DataConfig):  # type: ignore[misc]  # ray is untyped here
         options.preserve_order = True
         options.resource_limits = ExecutionResources(object_store_memory=STEPS_AHEAD * self.step_bytes)
         return dataset
+
+
+class StepStream:
+    """One worker's steps from `start` on: a dataset after the other, each of `STEPS_PLANNED` steps.
+
+    Args:
+        shards: makes the datasets.
+        start: the first step.
+        rank, world_size: which part of every step.
+        node: where the worker is.
+    """
+
+    def __init__(self, shards: StepShards, start: int, rank: int, world_size: int, node: str | None) -> None:
+        self.shards, self.start = shards, start
+        self.worker = (rank, world_size, node)
+
+    def iter_batches(self, **options: Any) -> Iterator[dict[str, Any]]:
+        """As of a Ray Data iterator, with its options."""
+        total = self.shards.total_steps
+        for first in range(self.start, total, STEPS_PLANNED):
+            dataset = self.shards.dataset(first, min(first + STEPS_PLANNED, total), *self.worker)
+            yield from dataset.iter_batches(**options)
 
 
 def streams(

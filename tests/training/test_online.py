@@ -26,7 +26,7 @@ from training.data import read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
 from training.feed import Fed, Feed
-from training.online import OnlineFeed
+from training.online import STEPS_PLANNED, OnlineFeed, StepStream
 from training.pixels import image_set
 from training.reader import Plan, Reader
 from training.trainer import train
@@ -150,6 +150,16 @@ def test_a_stream_that_is_elsewhere_is_refused(plan: Plan) -> None:
         fed(plan, Shard(plan, range(3, 6)), 2, 5)
     with pytest.raises(OacirError, match="ended before step 4"):
         fed(plan, Shard(plan, range(2, 3)), 2, 5)
+
+
+def test_a_stream_goes_on_where_an_execution_ends() -> None:
+    def dataset(start: int, end: int, *worker: object) -> object:
+        assert worker == (1, 2, "node")
+        return SimpleNamespace(iter_batches=lambda **_: iter(range(start, end)))
+
+    total = 2 * STEPS_PLANNED + 7
+    shards = SimpleNamespace(total_steps=total, dataset=dataset)
+    assert list(StepStream(shards, 3, 1, 2, "node").iter_batches()) == list(range(3, total))  # type: ignore[arg-type]
 
 
 def test_a_photo_that_cannot_be_read_ends_the_stream_in_one_line(plan: Plan) -> None:
