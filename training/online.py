@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,8 @@ SHARD = "steps"
 """What Ray Train calls the dataset."""
 STEPS_PLANNED = 500
 """Steps of one execution of Ray Data, which plans a task for each of them before the first one runs."""
+STEPS_OPENED_BEFORE = 100
+"""Steps before the end of an execution at which the next one is begun, so that nobody waits for its start."""
 STEPS_AHEAD = 4
 """Steps of a worker that lie ready at most, whatever the object store would hold."""
 
@@ -112,7 +116,7 @@ class StepShards(DataConfig):  # type: ignore[misc]  # ray is untyped here
         dataset = ray.data.read_datasource(
             Steps(start, end),
             override_num_blocks=end - start,
-            ray_remote_args=place,
+            num_cpus=0,
         ).map_batches(
             ReaderProcess,
             batch_size=1,
@@ -141,11 +145,27 @@ class StepStream:
         self.worker = (rank, world_size, node)
 
     def iter_batches(self, **options: Any) -> Iterator[dict[str, Any]]:
-        """As of a Ray Data iterator, with its options."""
+        """As of a Ray Data iterator, with its options; each batch has the column `step`."""
         total = self.shards.total_steps
-        for first in range(self.start, total, STEPS_PLANNED):
-            dataset = self.shards.dataset(first, min(first + STEPS_PLANNED, total), *self.worker)
-            yield from dataset.iter_batches(**options)
+        opener = ThreadPoolExecutor(1, "next-steps")
+        following: Future[Iterator[dict[str, Any]]] | None = None
+        try:
+            for first in range(self.start, total, STEPS_PLANNED):
+                end = min(first + STEPS_PLANNED, total)
+                batches = self._open(first, options) if following is None else following.result()
+                following = None
+                for batch in batches:
+                    if following is None and end < total and batch["step"][-1] >= end - STEPS_OPENED_BEFORE:
+                        following = opener.submit(self._open, end, options)
+                    yield batch
+        finally:
+            opener.shutdown(wait=False, cancel_futures=True)
+
+    def _open(self, first: int, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The batches of the execution that begins with a step, its first one made."""
+        end = min(first + STEPS_PLANNED, self.shards.total_steps)
+        batches = iter(self.shards.dataset(first, end, *self.worker).iter_batches(**options))
+        return itertools.chain([next(batches)], batches)
 
 
 def streams(

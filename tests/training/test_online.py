@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from training.data import read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
 from training.feed import Fed, Feed
-from training.online import STEPS_PLANNED, OnlineFeed, StepStream
+from training.online import STEPS_OPENED_BEFORE, STEPS_PLANNED, OnlineFeed, StepStream
 from training.pixels import image_set
 from training.reader import Plan, Reader
 from training.trainer import train
@@ -153,13 +154,36 @@ def test_a_stream_that_is_elsewhere_is_refused(plan: Plan) -> None:
 
 
 def test_a_stream_goes_on_where_an_execution_ends() -> None:
+    begun = []
+
     def dataset(start: int, end: int, *worker: object) -> object:
         assert worker == (1, 2, "node")
-        return SimpleNamespace(iter_batches=lambda **_: iter(range(start, end)))
+        begun.append(start)
+        return SimpleNamespace(iter_batches=lambda **_: ({"step": np.array([n])} for n in range(start, end)))
 
     total = 2 * STEPS_PLANNED + 7
     shards = SimpleNamespace(total_steps=total, dataset=dataset)
-    assert list(StepStream(shards, 3, 1, 2, "node").iter_batches()) == list(range(3, total))  # type: ignore[arg-type]
+    stream = StepStream(shards, 3, 1, 2, "node").iter_batches()  # type: ignore[arg-type]
+    steps = [int(next(stream)["step"][0]) for _ in range(STEPS_PLANNED - STEPS_OPENED_BEFORE - 3)]
+    assert begun == [3]  # not earlier than needed
+    steps += [int(batch["step"][0]) for batch in stream]
+    assert steps == list(range(3, total))
+    assert begun == [3, 3 + STEPS_PLANNED, 3 + 2 * STEPS_PLANNED]
+
+
+def test_a_stream_begins_the_next_execution_before_the_present_one_ends() -> None:
+    opened = threading.Event()
+
+    def dataset(start: int, end: int, *_: object) -> object:
+        if start:
+            opened.set()
+        return SimpleNamespace(iter_batches=lambda **_: ({"step": np.array([n])} for n in range(start, end)))
+
+    shards = SimpleNamespace(total_steps=2 * STEPS_PLANNED, dataset=dataset)
+    stream = StepStream(shards, 0, 0, 1, None).iter_batches()  # type: ignore[arg-type]
+    for _ in range(STEPS_PLANNED - STEPS_OPENED_BEFORE + 2):
+        next(stream)
+    assert opened.wait(timeout=30)
 
 
 def test_a_photo_that_cannot_be_read_ends_the_stream_in_one_line(plan: Plan) -> None:
