@@ -154,6 +154,12 @@ class FeatureStore:
         """Type of the stored tokens."""
         return _dtype(self.version)
 
+    @property
+    def precision(self) -> Precision:
+        """Arithmetic of the tower that made them."""
+        found: Precision = self.version.manifest.figures.get("precision", "float32")
+        return found
+
     def placed(self, device: torch.device, place: Place) -> FeatureStore:
         """This store with its tokens on the device, in pinned memory of the host, or as they are."""
         if place == "mapped":

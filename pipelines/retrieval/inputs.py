@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from training.features import FeatureStore
     from training.model.adafocal import AdaFocalModel
     from training.model.processing import AdaFocalProcessor
-    from training.stored import Dtype
+    from training.stored import Dtype, Precision
     from training.stores import Contents
 
 MODEL_CONFIG = "config.json"
@@ -44,6 +44,13 @@ class ModelPlace:
         if self.run is None or self.run.manifest.figures.get("tower") not in TRAINED_MODES:
             return ""
         return f" --model.weights {self.run.url}"
+
+    def token_types(self, store: FeatureStore | None) -> tuple[Dtype, Precision]:
+        """Type of the stored tokens that the model reads and its tower's arithmetic: of a store, else of its run."""
+        if store is not None:
+            return store.dtype, store.precision
+        settings = {} if self.run is None else self.run.manifest.recipe.get("embed", {})
+        return settings.get("dtype", "bfloat16"), settings.get("precision", "float32")
 
     def load(self, with_tower: bool = True) -> tuple[AdaFocalModel, AdaFocalProcessor]:
         """The model in eval mode, with or without its frozen image tower, and its processor."""
@@ -175,12 +182,28 @@ class StoreTokens:
 
 
 class ImageTokens:
-    """Tokens computed from the images themselves, rounded as a feature store would."""
+    """Tokens computed from the images themselves, in the arithmetic of a feature store and rounded as in it.
+
+    Args:
+        model, processor: that the tokens are for; in bfloat16 the model's tower is rounded here.
+        uri_of: image_id → URL.
+        dtype: of the store.
+        precision: of the tower.
+    """
 
     def __init__(
-        self, model: AdaFocalModel, processor: AdaFocalProcessor, uri_of: dict[str, str], dtype: Dtype
+        self,
+        model: AdaFocalModel,
+        processor: AdaFocalProcessor,
+        uri_of: dict[str, str],
+        dtype: Dtype,
+        precision: Precision = "float32",
     ) -> None:
-        self.model, self.processor, self.uri_of, self.dtype = model, processor, uri_of, dtype
+        from pipelines.encoding import tower_in
+
+        self.processor, self.uri_of, self.dtype = processor, uri_of, dtype
+        self.device = next(model.parameters()).device
+        self.encode = tower_in(model, precision, self.device)
 
     def tokens(self, image_ids: Sequence[str]) -> torch.Tensor:
         """See `engine.TokenSource`."""
@@ -194,8 +217,7 @@ class ImageTokens:
         """Tokens of preprocessed images, float32 [n, N, D]."""
         from training.stored import rounded
 
-        pixels = pixels.to(next(self.model.parameters()).device)
-        return rounded(self.model.encode_pixels(pixels), self.dtype).cpu()
+        return rounded(self.encode(pixels.to(self.device)), self.dtype).cpu()
 
 
 def read_image(url: str, target_px: int | None = None) -> Image.Image:

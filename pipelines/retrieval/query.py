@@ -115,7 +115,7 @@ def query(recipe: QueryRecipe, context: Context) -> Outcome:
     model, processor = place.load()
     _check_question(processor, region, recipe)
     store = _store(recipe, context, place, dataset)
-    images = ImageTokens(model, processor, uri_of, "bfloat16" if store is None else store.dtype)
+    images = ImageTokens(model, processor, uri_of, *place.token_types(store))
     source = images if store is None else StoreTokens(store)
     encoder = Encoder(model, processor, source, recipe.encode_batch_size)
     same = _same_content(dataset, hashlib.sha256(data).hexdigest())

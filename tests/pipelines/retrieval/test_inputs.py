@@ -13,6 +13,7 @@ import torch
 from infra.base import storage, versions
 from infra.base.command import Context
 from infra.base.errors import OacirError, VersionError
+from pipelines.encoding import tower_in
 from pipelines.retrieval.inputs import (
     ImageTokens,
     StoreTokens,
@@ -22,6 +23,7 @@ from pipelines.retrieval.inputs import (
     read_image,
     require_features,
 )
+from training.stored import rounded
 
 
 def test_a_model_is_a_run_its_export_or_any_folder_of_one(context: Context, tmp_path: Path) -> None:
@@ -86,6 +88,22 @@ def test_tokens_of_the_images_are_those_of_the_store(context: Context) -> None:
     fresh = ImageTokens(model, processor, uri_of, "bfloat16").tokens(some)
     assert stored.shape == fresh.shape
     assert torch.allclose(stored, fresh, rtol=2e-2, atol=1e-2)
+
+
+def test_tokens_of_an_image_are_computed_as_those_of_the_run_were(context: Context) -> None:
+    dataset, place = find_dataset(context.root, "benchmark"), find_model(context.root, "adafocal")
+    model, processor = place.load()
+    (store,) = require_features(context.root, None, place, dataset, processor)
+    assert place.token_types(store) == ("bfloat16", "float32") == place.token_types(None)
+    uri_of = {row["image_id"]: row["uri"] for row in dataset.table("images").to_pylist()}
+    some = sorted(uri_of)[:4]
+    pixels = processor.pixels([read_image(uri_of[image_id]) for image_id in some])
+    halved = ImageTokens(place.load()[0], processor, uri_of, "bfloat16", "bfloat16")
+    with torch.inference_mode():
+        expected = tower_in(place.load()[0], "bfloat16", torch.device("cpu"))(pixels)
+        assert torch.equal(halved.tokens(some), rounded(expected, "bfloat16"))
+        whole = ImageTokens(model, processor, uri_of, "bfloat16").tokens(some)
+    assert not torch.equal(halved.tokens(some), whole)
 
 
 def test_features_of_another_tower_are_refused(context: Context, tmp_path: Path) -> None:
