@@ -14,6 +14,7 @@ from infra.base import storage
 from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
+from infra.base.ray_session import on_cluster
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, start
 from pipelines.embedded import Place, places
 from pipelines.embedder import Embedder, Item, load_tower, run_embedders
@@ -140,6 +141,11 @@ def _outcome(recipe: TrainRecipe, plan: Plan, context: Context) -> Outcome:
                 f"{plan.rate:,.1f} images/s in each of {workers} workers, as measured on this machine now:"
                 f" {duration(3600 * hours)}",
             )
+            if recipe.embed.workers is None and on_cluster():
+                details += (
+                    "these are the workers of this machine; set embed.workers to those that the cluster at RAY_ADDRESS"
+                    " has room for",
+                )
         elif plan.forwards:
             details += ("scaling.use_gpu: no GPU here, so the time is not told; ask on a machine with one",)
         return Outcome(f"dry run: would write features {name}/{plan.key}", None, figures, details)

@@ -30,6 +30,11 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
 
 
+def on_cluster() -> bool:
+    """Whether commands run on a cluster that RAY_ADDRESS names."""
+    return (os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
 def connect(cpus: int | None = None, address: str | None = None) -> None:
     """Join or start Ray; a second call in the same process keeps the first session.
 

@@ -279,6 +279,18 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(benchmark: Version
     assert not Path(context(benchmark, "dry").root).exists()
 
 
+def test_a_dry_run_for_a_cluster_says_whose_workers_it_counts(
+    benchmark: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> str:
+        unsaid = recipe(benchmark, embed={"images_per_shard": 10, "batch_size": 4})
+        return " ".join(embed(unsaid, context(benchmark, "asked", dry_run=True)).details)
+
+    assert "set embed.workers" not in told()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "set embed.workers" in told()
+
+
 def test_a_dry_run_counts_no_more_workers_than_shards(benchmark: Version) -> None:
     many = recipe(benchmark)
     many = many.model_copy(update={"embed": many.embed.model_copy(update={"workers": 64})})
