@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,11 @@ from torch import Tensor
 
 TARGETS, IMAGES = "bank_targets", "bank_images"
 """Of a bank in a checkpoint."""
+
+
+def bank_bytes(size: int, shape: tuple[int, ...]) -> int:
+    """Bytes of a full bank of `size` targets whose Rep has a shape, float32; every worker holds one."""
+    return size * (4 * math.prod(shape) + 8)
 
 
 class MemoryBank:

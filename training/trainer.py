@@ -21,6 +21,7 @@ from infra.base.versions import Draft, FileEntry, Version, content_hash, file_en
 from training import card, checkpoints
 from training.anchors import anchors_of, region_counts
 from training.answers import require_room, with_negatives
+from training.bank import bank_bytes
 from training.batches import Sampler
 from training.config import TrainRecipe
 from training.data import (
@@ -235,6 +236,8 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
     frozen = sum(p.numel() for p in others)
     averaged = recipe.training.ema_decay is not None
     state = predicted(trained, frozen, recipe.scaling.zero_stage, workers, average=averaged)
+    if recipe.training.memory_bank:
+        state["bank"] = bank_bytes(recipe.training.memory_bank, inputs.model.target_shape)
     figures = {
         "key": key,
         "steps": inputs.total_steps,

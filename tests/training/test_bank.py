@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.bank import MemoryBank
+from training.bank import MemoryBank, bank_bytes
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -57,3 +57,10 @@ def test_it_goes_on_from_its_state() -> None:
     second.broadcast()  # one process has nobody to ask
     assert second.targets.flatten().tolist() == [1, 2]
     assert second.images.tolist() == [10, 20]
+
+
+def test_a_full_bank_takes_the_bytes_that_a_dry_run_tells() -> None:
+    bank = MemoryBank(5, (3, 4), torch.zeros(()))
+    bank.offer(torch.zeros(7, 3, 4), None)
+    bank.take(applied=True)
+    assert sum(t.nbytes for t in bank.state().values()) == bank_bytes(5, (3, 4))

@@ -213,6 +213,10 @@ def test_a_dry_run_states_the_plan_and_writes_nothing(trained: Trained) -> None:
     assert averaged["checkpoint_bytes"] == 16 * plan["trained_parameters"]
     assert averaged["state_bytes_per_worker"] == plan["state_bytes_per_worker"] + averaged["bytes_of_average"]
     assert averaged["bytes_of_average"] == 4 * -(-plan["trained_parameters"] // 2)
+    banked = train(
+        small_recipe(training={"memory_bank": 16}), Context(root=trained.root, dry_run=True)
+    ).figures
+    assert banked["state_bytes_per_worker"] == plan["state_bytes_per_worker"] + banked["bytes_of_bank"]
 
 
 @pytest.mark.ray
