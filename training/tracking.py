@@ -45,6 +45,8 @@ class TrackingSection(Config):
     """Experiment of MLflow."""
     run_name: str | None = None
     """Name of the run in MLflow; null takes the recipe's name."""
+    log_model: bool = False
+    """Put the exported model among the run's artifacts in MLflow, too; `oacir register` does so by itself."""
     profile_steps: Positive | None = None
     """Write a Chrome trace of so many steps of worker 0 into the run's profile/; null writes none."""
     profile_from: Annotated[int, Field(ge=2)] = 10

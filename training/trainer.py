@@ -17,6 +17,7 @@ from infra.base.command import Context, Outcome
 from infra.base.config import recipe_hash
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, duration
+from infra.base.tracking import tracking_uri
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
 from training import card, checkpoints
 from training.anchors import anchors_of, region_counts
@@ -33,7 +34,7 @@ from training.data import (
     training_texts,
 )
 from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
-from training.logged import Log, logged
+from training.logged import Log, logged, mending
 from training.memory import NUMBER, predicted
 from training.room import needs, require_workers_fit
 from training.tracking import note
@@ -71,12 +72,15 @@ class Inputs:
     """Training queries by what marks their object."""
 
     @property
+    def versions(self) -> dict[str, Version]:
+        """Role → version that the run is made from."""
+        stores = zip(("features", "views"), self.stores, strict=False)
+        return {"dataset": self.dataset, **{role: store.version for role, store in stores}}
+
+    @property
     def parents(self) -> dict[str, str]:
         """Role → content hash of what the run is made from."""
-        found = {"dataset": self.dataset.manifest.content_hash}
-        for role, store in zip(("features", "views"), self.stores, strict=False):
-            found[role] = store.version.manifest.content_hash
-        return found
+        return {role: version.manifest.content_hash for role, version in self.versions.items()}
 
 
 def train(recipe: TrainRecipe, context: Context) -> Outcome:
@@ -108,16 +112,18 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
     draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
         figures = draft.finished.figures
+        uri = tracking_uri(recipe.tracking.mlflow_uri)
         return Outcome(
             f"nothing to do: this recipe was trained on this data before ({figures['steps']:,} steps): {draft.url}",
             draft.url,
             figures,
+            mending(Version(draft.url, draft.finished), uri),
         )
-    with logged(recipe, draft, inputs.parents) as log:
+    with logged(recipe, draft, inputs.versions) as log:
         costs, redone_from = _fit(recipe, draft, inputs, log)
         version = _commit(recipe, draft, inputs, costs, time.monotonic() - began)
         checkpoints.remove_all(draft.url)
-        log.finished(version, time.time())
+        log.finished(version)
     figures = version.manifest.figures
     return Outcome(
         f"trained {figures['steps']:,} steps in {duration(time.monotonic() - began)}"

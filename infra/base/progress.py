@@ -25,6 +25,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
+def announce(line: str) -> None:
+    """Say at once, on the error stream, what a command that goes on has to tell."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
 class Progress:
     """A line that says how far a piece of work is.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ RECORDS_PER_FILE = 200
 FOLDER = "tracking"
 SENT = "sent.json"
 Record = dict[str, Any]
-"""`kind` (run, metrics, params, tags, text, status) and what belongs to it."""
+"""`kind` (run, metrics, params, tags, text, file, input, status) and what belongs to it."""
 
 
 class Spool:
@@ -48,7 +49,8 @@ class Spool:
     def begin(self, experiment: str, name: str) -> None:
         """Say whose records these are; without effect where that was said before."""
         if not self.records:
-            self.append([{"kind": "run", "id": uuid.uuid4().hex, "experiment": experiment, "name": name}])
+            began = {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, "time_s": time.time()}
+            self.append([{"kind": "run", **began}])
 
     @property
     def run(self) -> Record:
@@ -81,9 +83,20 @@ class Spool:
         known = self._sent.get(place, {})
         return known.get("run_id"), int(known.get("records", 0))
 
-    def note_sent(self, place: str, run_id: str, records: int) -> None:
-        """Remember that."""
-        self._sent[place] = {"run_id": run_id, "records": records}
+    def lost(self, place: str) -> list[str]:
+        """Files that could not be sent and never will be, a line each."""
+        return list(self._sent.get(place, {}).get("lost", []))
+
+    @property
+    def ended(self) -> str | None:
+        """How the run ended, as far as it was told; None while it runs."""
+        told = [r["status"] for r in self.records if r["kind"] == "status"]
+        return told[-1] if told and told[-1] != "RUNNING" else None
+
+    def note_sent(self, place: str, run_id: str, records: int, lost: Sequence[str] = ()) -> None:
+        """Remember that, and what was lost on the way."""
+        known = [*self.lost(place), *lost]
+        self._sent[place] = {"run_id": run_id, "records": records, **({"lost": known} if known else {})}
         text = json.dumps(self._sent, indent=1, sort_keys=True)
         storage.write_bytes(storage.join(self.url, SENT), text.encode())
 

@@ -8,12 +8,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from infra.base.artifacts import log_input, upload
 from infra.base.errors import OacirError
-from infra.base.spool import Record, Spool, flattened
+from infra.base.spool import Record, Spool
+from infra.base.teller import Teller
 
 log = logging.getLogger(__name__)
 PATIENCE_S = 60.0
@@ -48,7 +50,7 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. /:]", "_", name.replace("@", "_at_"))[:KEY_LENGTH]
 
 
-class Tracker:
+class Tracker(Teller):
     """A run's way to MLflow: what is told of it is spooled at once and sent meanwhile.
 
     Args:
@@ -58,45 +60,20 @@ class Tracker:
     """
 
     def __init__(self, spool: Spool, uri: str, experiment: str, name: str) -> None:
-        self.spool, self.uri = spool, uri
         spool.begin(experiment, name)
-        self._known = {(r["group"], r["step"]) for r in spool.records if r["kind"] == "metrics"}
-        self._once = {r["kind"] for r in spool.records}
+        super().__init__(spool)
+        self.uri = uri
         self._wake, self._closing = threading.Event(), threading.Event()
         self._patience = PATIENCE_S
         self.error: str | None = None
         """Why the last try to send failed; None after one that did not."""
-        self.tell({"kind": "status", "status": "RUNNING"})
+        self.status("RUNNING", time.time())
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
-    def metrics(self, group: str, step: int, values: Mapping[str, float], time_s: float) -> None:
-        """Figures of a step; told once, a step's later figures of the same group are left aside."""
-        if (group, step) not in self._known:
-            self._known.add((group, step))
-            found = {f"{group}/{name}": value for name, value in values.items()}
-            self.tell({"kind": "metrics", "group": group, "step": step, "time_s": time_s, "values": found})
-
-    def params(self, tree: Mapping[str, Any]) -> None:
-        """The settings; those of the run's first start stay, since MLflow's cannot be changed."""
-        if "params" not in self._once:
-            values = {name: _text(value) for name, value in flattened(tree).items()}
-            self.tell({"kind": "params", "values": values})
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """What describes the run; a later value of a tag replaces the earlier one."""
-        self.tell({"kind": "tags", "values": dict(values)})
-
-    def text(self, path: str, content: str) -> None:
-        """A small file among the run's artifacts."""
-        self.tell({"kind": "text", "path": path, "content": content})
-
     def tell(self, *records: Record) -> None:
         """Spool records and have them sent."""
-        try:
-            self.spool.append(records)
-        except OacirError as error:  # a training does not end because it cannot be watched
-            log.warning("not spooled yet: %s", error)
+        super().tell(*records)
         self._wake.set()
 
     def close(self, status: str, patience_s: float = PATIENCE_S) -> str | None:
@@ -105,18 +82,20 @@ class Tracker:
         Returns:
             One line where something could not be sent: what, why, and where it lies.
         """
-        self.tell({"kind": "status", "status": status})
+        self.status(status, time.time())
         self._patience = patience_s
         self._closing.set()
         self._wake.set()
         self._thread.join()
-        unsent = self.unsent
-        if not unsent:
-            return None
-        return (
-            f"{unsent:,} of {len(self.spool.records):,} records are not in MLflow at {shown(self.uri)}"
-            f" ({self.error}); they lie in {self.spool.url}"
-        )
+        unsent, place = self.unsent, shown(self.uri)
+        if unsent:
+            run = self.spool.url.rpartition("/")[0]
+            return (
+                f"{unsent:,} of {len(self.spool.records):,} records are not in MLflow at {place} ({self.error}); they"
+                f" lie in {self.spool.url}, and `oacir mlflow sync --runs {run}` sends them"
+            )
+        lost = self.spool.lost(place)
+        return f"{len(lost)} files are not in MLflow at {place}: {'; '.join(lost)}" if lost else None
 
     @property
     def unsent(self) -> int:
@@ -183,6 +162,7 @@ class Sender:
     def __init__(self, spool: Spool, uri: str) -> None:
         self.spool, self.uri, self.place = spool, uri, shown(uri)
         self._client: Any = None
+        self._lost: list[str] = []
 
     def batch(self) -> bool:
         """Send some of what is not sent; False where nothing is left."""
@@ -197,7 +177,8 @@ class Sender:
         else:
             self._other(run_id, waiting[0])
             count = 1
-        self.spool.note_sent(self.place, run_id, start + count)
+        self.spool.note_sent(self.place, run_id, start + count, self._lost)
+        self._lost = []
         return True
 
     @property
@@ -219,7 +200,13 @@ class Sender:
         runs = self.client.search_runs([experiment], f"tags.`{SPOOL_TAG}` = '{run['id']}'", max_results=1)
         if runs:
             return str(runs[0].info.run_id)
-        made = self.client.create_run(experiment, run_name=run["name"], tags={SPOOL_TAG: run["id"]})
+        began = run.get("time_s")
+        made = self.client.create_run(
+            experiment,
+            start_time=None if began is None else round(1000 * began),
+            run_name=run["name"],
+            tags={SPOOL_TAG: run["id"]},
+        )
         return str(made.info.run_id)
 
     def _metrics(self, run_id: str, waiting: Sequence[Record]) -> int:
@@ -253,14 +240,20 @@ class Sender:
                 self.client.log_batch(run_id, tags=[RunTag(n, _within(v, TAG_LENGTH)) for n, v in part])
         if kind == "text":
             self.client.log_text(run_id, record["content"], record["path"])
+        elif kind == "input":
+            log_input(self.client, run_id, record)
+        elif kind == "file":
+            lost = upload(self.client, run_id, self.spool.url, record)
+            if lost is not None:
+                log.warning("not sent to MLflow: %s", lost)
+                self._lost = [lost]
         elif kind == "status" and record["status"] == "RUNNING":
             self.client.update_run(run_id, status="RUNNING")
         elif kind == "status":
-            self.client.set_terminated(run_id, record["status"])
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)
+            ended = record.get("time_s")
+            self.client.set_terminated(
+                run_id, record["status"], None if ended is None else round(1000 * ended)
+            )
 
 
 def _within(text: str, longest: int) -> str:

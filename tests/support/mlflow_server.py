@@ -24,6 +24,7 @@ class MlflowServer:
             self.port = int(probe.getsockname()[1])
         self.uri = f"http://127.0.0.1:{self.port}"
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # of language models: a process each
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
         command += ["--port", str(self.port), "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "artifacts")]

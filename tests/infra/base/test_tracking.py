@@ -122,7 +122,9 @@ def test_what_was_not_sent_is_sent_later(mlflow_server: MlflowServer, tmp_path: 
     line = tracker.close("FINISHED", patience_s=0.1)
     assert line is not None
     assert line.startswith(f"10 of 10 records are not in MLflow at {SHUT} (")
-    assert line.endswith(f"they lie in {tmp_path}")
+    assert line.endswith(
+        f"they lie in {tmp_path}, and `oacir mlflow sync --runs {tmp_path.parent}` sends them"
+    )
     assert "\n" not in line
     with pytest.raises(OacirError, match=r"the records lie in .*, try again"):
         send(Spool(str(tmp_path)), SHUT)
