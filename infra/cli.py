@@ -44,6 +44,7 @@ class Verb:
 
 
 MAKES_NOTHING = "it makes no version"
+IN_MLFLOW = "what it makes lies in MLflow; --mlflow_uri names the server"
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(
@@ -128,10 +129,54 @@ VERBS: dict[str, Verb] = {
         "pipelines.retrieval.config:ReportRecipe",
         "pipelines.retrieval.report:report",
     ),
+    "register": Verb(
+        "model → a version in MLflow's registry that others load with MLflow and this package",
+        "infra.ops.registry.register:RegisterRecipe",
+        "infra.ops.registry.register:register",
+        no_out=IN_MLFLOW,
+    ),
+    "promote": Verb(
+        "a registered version → champion, if it passes the gates",
+        "infra.ops.registry.promote:PromoteRecipe",
+        "infra.ops.registry.promote:promote",
+        no_out=IN_MLFLOW,
+    ),
+    "registry show": Verb(
+        "versions of a registered model, its aliases, and who was champion when and why",
+        "infra.ops.registry.verbs:HistoryRecipe",
+        "infra.ops.registry.verbs:show",
+        no_out=IN_MLFLOW,
+    ),
+    "registry rollback": Verb(
+        "the champion before the present one is champion again",
+        "infra.ops.registry.verbs:RollbackRecipe",
+        "infra.ops.registry.verbs:rollback",
+        no_out=IN_MLFLOW,
+    ),
+    "registry copy": Verb(
+        "a version to another registered model or server (staging → production), as challenger there",
+        "infra.ops.registry.verbs:CopyRecipe",
+        "infra.ops.registry.verbs:copy",
+        no_out=IN_MLFLOW,
+    ),
+    "mlflow start": Verb(
+        "a tracking server and registry of this machine, until Ctrl-C",
+        "infra.ops.mlflow_server:StartRecipe",
+        "infra.ops.mlflow_server:start",
+        no_out="--folder is where its database lies, --artifacts where files go",
+    ),
+    "mlflow sync": Verb(
+        "send what runs tracked and a server does not have yet",
+        "infra.ops.mlflow_sync:SyncRecipe",
+        "infra.ops.mlflow_sync:sync",
+        no_out=MAKES_NOTHING,
+    ),
 }
 
 FAMILIES: dict[str, str] = {
     "data": "what lies under the root",
+    "mlflow": "tracking server and what it lacks",
+    "registry": "registered models and their champions",
 }
 """First words of the verbs of two words, with their one-line help."""
 SWITCHES = ("json", "dry-run", "debug")
