@@ -31,6 +31,7 @@ def find_recipe(source: str) -> Path:
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
     """What a recipe file says, over what the file says that it extends: one beside it, else a shipped one of that name.
+    A section at the top of the file may extend a file, too.
 
     Raises:
         RecipeError: a file that is absent, no mapping or no YAML, or a circle.
@@ -44,6 +45,14 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
         raise RecipeError([f"{path}: not valid YAML ({' '.join(str(error).split())})"]) from error
     if not isinstance(tree, dict):
         raise RecipeError([f"{path}: a recipe is a mapping of keys to values, found {type(tree).__name__}"])
+    tree = {
+        key: _over(path, value, seen) if isinstance(value, dict) else value for key, value in tree.items()
+    }
+    return _over(path, tree, seen)
+
+
+def _over(path: Path, tree: Tree, seen: tuple[Path, ...]) -> Tree:
+    """A mapping of the file over what it extends, if anything."""
     parent = tree.pop("extends", None)
     if parent is None:
         return tree

@@ -44,6 +44,12 @@ def test_a_copy_may_extend_the_shipped_recipe_whose_name_it_has(tmp_path: Path) 
     assert tree == read_tree(find_recipe("tiny")) | {"name": "mine"}
 
 
+def test_a_section_may_extend_a_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, "sweep.yaml", "name: s\ntrain:\n  extends: tiny.yaml\n  training: {epochs: 9}\n")
+    tree, tiny = read_tree(path), read_tree(find_recipe("tiny"))
+    assert tree == {"name": "s", "train": tiny | {"training": tiny["training"] | {"epochs": 9}}}
+
+
 def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "extends: b.yaml\n")
     write(tmp_path, "b.yaml", "extends: a.yaml\n")
