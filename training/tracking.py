@@ -47,6 +47,8 @@ class TrackingSection(Config):
     """Name of the run in MLflow; null takes the recipe's name."""
     log_model: bool = False
     """Put the exported model among the run's artifacts in MLflow, too; `oacir register` does so by itself."""
+    parent: str | None = None
+    """The run of MLflow that this one stands under, by its tag oacir.spool; `oacir tune` sets it."""
     profile_steps: Positive | None = None
     """Write a Chrome trace of so many steps of worker 0 into the run's profile/; null writes none."""
     profile_from: Annotated[int, Field(ge=2)] = 10

@@ -46,15 +46,15 @@ class Spool:
         if SENT in names:
             self._sent = json.loads(storage.read_bytes(storage.join(url, SENT)))
 
-    def begin(self, experiment: str, name: str) -> None:
-        """Say whose records these are; without effect where that was said before."""
+    def begin(self, experiment: str, name: str, parent: str | None = None) -> None:
+        """Say whose records these are, and under which spool's run; without effect where that was said before."""
         if not self.records:
             began = {"id": uuid.uuid4().hex, "experiment": experiment, "name": name, "time_s": time.time()}
-            self.append([{"kind": "run", **began}])
+            self.append([{"kind": "run", **began} | ({"parent": parent} if parent else {})])
 
     @property
     def run(self) -> Record:
-        """The first record: id of the spool, experiment and name.
+        """The first record: id of the spool, experiment and name, and the id of the spool it stands under, if any.
 
         Raises:
             OacirError: nothing was spooled.

@@ -24,7 +24,7 @@ PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 METRICS_PER_BATCH, ENTRIES_PER_BATCH = 1000, 100
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 5000
 """Limits of MLflow's servers."""
-SPOOL_TAG = "oacir.spool"
+SPOOL_TAG, PARENT_TAG = "oacir.spool", "mlflow.parentRunId"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -57,10 +57,11 @@ class Tracker(Teller):
         spool: of the run; one that holds records goes on, in the same run of MLflow.
         uri: of the tracking server or database.
         experiment, name: of the run in MLflow.
+        parent: id of the spool whose run this one stands under.
     """
 
-    def __init__(self, spool: Spool, uri: str, experiment: str, name: str) -> None:
-        spool.begin(experiment, name)
+    def __init__(self, spool: Spool, uri: str, experiment: str, name: str, parent: str | None = None) -> None:
+        spool.begin(experiment, name, parent)
         super().__init__(spool)
         self.uri = uri
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -197,17 +198,26 @@ class Sender:
         run = self.spool.run
         found = self.client.get_experiment_by_name(run["experiment"])
         experiment = found.experiment_id if found else self.client.create_experiment(run["experiment"])
-        runs = self.client.search_runs([experiment], f"tags.`{SPOOL_TAG}` = '{run['id']}'", max_results=1)
-        if runs:
-            return str(runs[0].info.run_id)
+        if known := self._found(experiment, run["id"]):
+            return known
+        tags = {SPOOL_TAG: run["id"]}
+        if parent := run.get("parent"):
+            above = self._found(experiment, parent)
+            if above is None:  # it is on its way, or its spool has to be sent first
+                raise OacirError(f"the run above this one (spool {parent}) is not there yet")
+            tags[PARENT_TAG] = above
         began = run.get("time_s")
         made = self.client.create_run(
             experiment,
             start_time=None if began is None else round(1000 * began),
             run_name=run["name"],
-            tags={SPOOL_TAG: run["id"]},
+            tags=tags,
         )
         return str(made.info.run_id)
+
+    def _found(self, experiment: str, spool_id: str) -> str | None:
+        runs = self.client.search_runs([experiment], f"tags.`{SPOOL_TAG}` = '{spool_id}'", max_results=1)
+        return str(runs[0].info.run_id) if runs else None
 
     def _metrics(self, run_id: str, waiting: Sequence[Record]) -> int:
         """As many records of metrics as fit into one request; how many."""
