@@ -57,7 +57,7 @@ class ContextualReasoning(nn.Module):
 
     def __init__(self, config: AdaFocalConfig, outputs: int) -> None:
         super().__init__()
-        width, self.kind = config.qformer.hidden_size, config.crm
+        width, self.kind, self.scale = config.qformer.hidden_size, config.crm, config.beta_scale
         if self.kind == "transformer":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
             layer = nn.TransformerEncoderLayer(
@@ -87,7 +87,7 @@ class ContextualReasoning(nn.Module):
             pooled = F.relu(self.mlp(probes.flatten(1)))
         else:
             pooled = probes.mean(dim=1)
-        return F.softplus(self.output_head(pooled))
+        return self.scale * F.softplus(self.output_head(pooled))
 
 
 class ContextAwareAttentionModulator(nn.Module):
@@ -129,4 +129,4 @@ class ContextAwareAttentionModulator(nn.Module):
         last, start = self.crm.output_head[-1], self.config.initial_beta
         if start is not None and isinstance(last, nn.Linear):
             # the inverse of softplus
-            nn.init.constant_(last.bias, math.log(math.expm1(start)))
+            nn.init.constant_(last.bias, math.log(math.expm1(start / self.config.beta_scale)))

@@ -35,6 +35,7 @@ class AdaFocalConfig(PretrainedConfig):
         beta_hidden: width of its head.
         trainable_probes: False keeps the probe tokens as they start.
         initial_temperature: start of the learnable temperature of the loss.
+        beta_scale: factor of the learned β: β = beta_scale · softplus(head), so that it also scales how fast β learns.
         initial_beta: where a random model's β starts; None leaves it to the head's random weights (about 0.7).
         aligned_start: a random model starts with query and target in one space (see `adafocal.initialise`).
         max_text_tokens: word pieces per text, [CLS] and [SEP] included.
@@ -64,6 +65,7 @@ class AdaFocalConfig(PretrainedConfig):
     crm_dropout: float = 0.1
     beta_hidden: int = 512
     initial_temperature: float = 0.07
+    beta_scale: float = 1.0
     initial_beta: float | None = None
     aligned_start: bool = False
     max_text_tokens: int = 32
@@ -115,6 +117,7 @@ class AdaFocalConfig(PretrainedConfig):
                 self.initial_beta is None or self.initial_beta > 0,
                 f"initial_beta {self.initial_beta} is not positive",
             ),
+            (self.beta_scale > 0, f"beta_scale {self.beta_scale} is not positive"),
             (self.initial_temperature > 0, f"initial_temperature {self.initial_temperature} is not positive"),
             *(
                 (getattr(self, name) > 0, f"{name} {getattr(self, name)} is not positive")

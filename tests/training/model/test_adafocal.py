@@ -183,6 +183,16 @@ def test_beta_starts_where_the_configuration_says(batch):
     assert torch.all(small_model().encode_query(**batch).beta < 3.0)
 
 
+def test_the_scale_of_beta_multiplies_what_the_head_gives(batch):
+    """Same weights and same start; with a scale the head's part of β, and so each of its steps, is as many times it."""
+    plain, scaled = (small_model(beta_scale=scale).encode_query(**batch).beta for scale in (1.0, 3.0))
+    torch.testing.assert_close(scaled, 3 * plain)
+    start = small_model(initial_beta=6.0, beta_scale=3.0).encode_query(**batch).beta
+    assert torch.all((start - 6.0).abs() < 3.0)
+    with pytest.raises(OacirError, match=r"beta_scale 0\.0 is not positive"):
+        small_model(beta_scale=0.0)
+
+
 def test_an_aligned_start_passes_tokens_through_self_attention_unchanged():
     """Orthogonal value map, its inverse behind it, equal projections."""
     model = small_model(aligned_start=True)

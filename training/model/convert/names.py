@@ -116,8 +116,13 @@ def to_release(state: Mapping[str, Tensor], config: AdaFocalConfig) -> dict[str,
     """The inverse of `from_release`; the index of positions is made anew, BLIP-2's two heads are gone.
 
     Raises:
-        OacirError: weights that the released layout has no name for, or a key bias in an EVA tower; all of them.
+        OacirError: weights that the released layout has no name for, or a key bias in an EVA tower, all of them; or a
+            β with a scale, which the authors' code would not apply.
     """
+    if config.modulation in ("scalar", "vector") and config.beta_scale != 1:
+        raise OacirError(
+            f"the released layout has no place for beta_scale {config.beta_scale:g}; convert a model with scale 1"
+        )
     tower = CLIP if isinstance(config.vision_config, CLIPVisionConfig) else EVA
     reverse = tuple((ours, released) for released, ours in (*COMMON, *tower))
     released: dict[str, Tensor] = {}

@@ -127,3 +127,9 @@ def test_hugging_face_differs_in_one_name():
     }
     back = to_huggingface(ours | {"temp": torch.ones(()), "caam.probe_tokens": torch.ones(1)})
     assert set(back) == {"vision_model.post_layernorm.weight", "qformer.layernorm.weight", "query_tokens"}
+
+
+def test_a_scale_of_beta_has_no_place_in_the_released_layout() -> None:
+    model = small_model(beta_scale=2.0)
+    with pytest.raises(OacirError, match="no place for beta_scale 2"):
+        to_release(model.state_dict(), model.config)
