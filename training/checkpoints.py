@@ -152,6 +152,28 @@ def remove_all(run_url: str) -> None:
     storage.remove(storage.join(run_url, FOLDER))
 
 
+def branch(origin_url: str, run_url: str) -> int:
+    """Begin a run with the newest checkpoint of another one, which may be training meanwhile.
+
+    Returns:
+        its step; 0 where the other run has none, or none any more.
+    """
+    for step in reversed(complete_steps(origin_url)):
+        folder = storage.join(FOLDER, f"step-{step:08d}")
+        try:
+            # the parts after their sums, as they were written
+            for file in sorted(
+                storage.files_in(storage.join(origin_url, folder)), key=lambda f: not f.path.endswith(SUM)
+            ):
+                data = storage.read_bytes(storage.join(origin_url, folder, file.path))
+                storage.write_bytes(storage.join(run_url, folder, file.path), data)
+        except (OSError, OacirError):  # the other run has deleted it for newer ones: half a copy
+            storage.remove(storage.join(run_url, folder))
+            continue
+        return step
+    return 0
+
+
 class CheckpointWriter:
     """Writes this rank's parts in a thread, so that training goes on meanwhile; at most one is under way."""
 

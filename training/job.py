@@ -40,6 +40,8 @@ class Job:
     total_steps: int
     label: str = ""
     """Of the run, `name/key`: what its Prometheus metrics are tagged with."""
+    stoppable: bool = False
+    """Whether somebody may ask the board to end the training."""
 
 
 class Note(NamedTuple):
@@ -69,6 +71,7 @@ class Board:
         self.failure = ""
         self.rows: list[int] = []
         self.warnings: list[str] = []
+        self.stop_asked, self.stopped_after = False, 0
 
     def warn(self, text: str) -> None:
         """Something that the user has to know and that does not stop the training."""
@@ -97,6 +100,22 @@ class Board:
     def fail(self, message: str, rows: Iterable[int]) -> None:
         """A problem that trying again would not cure, and the rows of the batch that it came up with."""
         self.failure, self.rows = message, [int(row) for row in rows]
+
+    def stop(self) -> None:
+        """Ask the workers to leave at the next step at which all of them look."""
+        self.stop_asked = True
+
+    def stops(self) -> bool:
+        """Whether they were asked to."""
+        return self.stop_asked
+
+    def left(self, step: int) -> None:
+        """They did, after that step."""
+        self.stopped_after = step
+
+    def left_after(self) -> int:
+        """After which step they left because they were asked to; 0 where they did not."""
+        return self.stopped_after
 
     def result(self) -> tuple[dict[str, float], list[dict[str, int]], str, list[int]]:
         """Seconds by part, bytes of each worker; the problem if there was one, and its rows."""

@@ -23,6 +23,7 @@ from training import card
 from training.config import TrainRecipe
 from training.export import FOLDER as EXPORT
 from training.job import Note
+from training.listening import StoppedError
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "ray", "deepspeed", "transformers", "mlflow")
@@ -76,13 +77,13 @@ def logged(recipe: TrainRecipe, draft: Draft, parents: Mapping[str, Version]) ->
         yield Log()
         return
     spool = Spool(storage.join(draft.url, FOLDER))
-    tracker = Tracker(spool, uri, section.experiment, section.run_name or recipe.name)
+    tracker = Tracker(spool, uri, section.experiment, section.run_name or recipe.name, section.parent)
     _begin(tracker, recipe, draft, parents)
     log_ = Log(tracker)
     try:
         yield log_
     except BaseException as error:
-        killed = isinstance(error, KeyboardInterrupt)
+        killed = isinstance(error, (KeyboardInterrupt, StoppedError))
         log_.failure = tracker.close("KILLED" if killed else "FAILED", 0.0 if killed else PATIENCE_S)
         raise
     else:

@@ -66,8 +66,14 @@ def train_worker(job: Job) -> None:
     except DivergedError as error:
         # told to the driver, which stops: raised here, Ray Train would take it for a lost worker and try again
         ray.get(job.board.fail.remote(str(error), error.rows))
+    except LeavingError:
+        ray.get(job.board.left.remote(loop.step))
     finally:
         loop.writer.close()
+
+
+class LeavingError(Exception):
+    """Somebody asked for the end of the training. Every worker finds so after the same step."""
 
 
 class Loop:
@@ -207,10 +213,16 @@ class Loop:
 
         Raises:
             DivergedError: of the first such step.
+            LeavingError: the training shall end here.
         """
         self.flush()
         if self.history.diverged is not None:
             raise self.history.diverged
+        if self.job.stoppable:
+            # rank 0 alone asks, so that all leave after the same step
+            asked = self.rank == 0 and ray.get(self.job.board.stops.remote())
+            if largest_of_all(float(asked), self.device):
+                raise LeavingError
 
     def measure_dev(self, epoch: int) -> None:
         """Measure on the dev galleries, keep the best weights if the recipe asks for them, report to Ray Train."""

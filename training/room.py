@@ -32,8 +32,15 @@ def room(nodes: Iterable[Mapping[str, float]], needed: Mapping[str, float]) -> i
     )
 
 
-def require_workers_fit(scaling: ScalingSection) -> None:
+def require_workers_fit(scaling: ScalingSection, prefix: str = "") -> int:
     """Refuse a training that the session has no room for; where the cluster can grow, tell that it waits.
+
+    Args:
+        scaling: of the training.
+        prefix: what the user writes before the section's name.
+
+    Returns:
+        how many workers fit, of this training or of several beside each other.
 
     Raises:
         OacirError: fewer workers fit than the recipe asks for.
@@ -45,17 +52,16 @@ def require_workers_fit(scaling: ScalingSection) -> None:
     needed = needs(scaling)
     fitting = room(nodes, needed)
     if fitting >= scaling.workers:
-        return
+        return fitting
     there = " and ".join(f"{sum(n.get(kind, 0.0) for n in nodes):g} {kind}s" for kind in needed)
     each = " and ".join(f"{amount:g} {kind}{'s' * (amount != 1)}" for kind, amount in needed.items())
     told = (
-        f"scaling.workers {scaling.workers}: each needs {each} of one machine, the Ray session has {there} on"
+        f"{prefix}scaling.workers {scaling.workers}: each needs {each} of one machine, the Ray session has {there} on"
         f" {len(nodes)} machine{'s' * (len(nodes) != 1)}, room for {fitting}"
     )
     if state.get_max_resources_from_cluster_config():
         log.warning("%s; waiting for the cluster to grow", told)
-        return
-    gpu = ", set scaling.use_gpu to false" if scaling.use_gpu else ""
-    raise OacirError(
-        f"{told}; lower scaling.workers or scaling.cpus_per_worker{gpu}, or join more machines (RAY_ADDRESS)"
-    )
+        return fitting
+    gpu = f", set {prefix}scaling.use_gpu to false" if scaling.use_gpu else ""
+    fewer = f"{prefix}scaling.workers or {prefix}scaling.cpus_per_worker"
+    raise OacirError(f"{told}; lower {fewer}{gpu}, or join more machines (RAY_ADDRESS)")

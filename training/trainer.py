@@ -34,6 +34,7 @@ from training.data import (
     training_texts,
 )
 from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
+from training.listening import Listener, StoppedError
 from training.logged import Log, logged, mending
 from training.memory import NUMBER, predicted
 from training.room import needs, require_workers_fit
@@ -83,14 +84,23 @@ class Inputs:
         return {role: version.manifest.content_hash for role, version in self.versions.items()}
 
 
-def train(recipe: TrainRecipe, context: Context) -> Outcome:
+def train(
+    recipe: TrainRecipe, context: Context, listener: Listener | None = None, origin: str | None = None
+) -> Outcome:
     """Train the recipe's model on its benchmark; finished runs are left alone, interrupted ones go on.
+
+    Args:
+        recipe: what is trained.
+        context: where.
+        listener: who follows the training and may end it.
+        origin: URL of the run whose newest checkpoint this one begins with; then part of its key.
 
     Returns:
         where the run lies: `export/` (model and processor), `history.parquet` (a row per step), `dev.parquet`.
 
     Raises:
         OacirError: no such dataset, no features or stale ones, or training failed.
+        StoppedError: the listener ended it.
     """
     began = time.monotonic()
     warning = recipe.model.warning()
@@ -102,6 +112,8 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
         require_compiler()  # here, where it is one line; a worker's complaint would be tried again
     inputs = _inputs(recipe, context)
     key = recipe.identity(inputs.dataset.manifest.content_hash, inputs.source)
+    if origin is not None:
+        key = recipe_hash({"origin": origin}, key)
     if recipe.tracking.profile_steps is not None and recipe.tracking.profile_from > inputs.total_steps:
         raise OacirError(
             f"tracking.profile_from {recipe.tracking.profile_from}: the training ends after step"
@@ -119,8 +131,12 @@ def train(recipe: TrainRecipe, context: Context) -> Outcome:
             figures,
             mending(Version(draft.url, draft.finished), uri),
         )
+    if origin is not None and not checkpoints.complete_steps(draft.url):
+        checkpoints.branch(origin, draft.url)
     with logged(recipe, draft, inputs.versions) as log:
-        costs, redone_from = _fit(recipe, draft, inputs, log)
+        if listener is not None:
+            listener.begins(draft.url, inputs.total_steps)
+        costs, redone_from = _fit(recipe, draft, inputs, log, listener)
         version = _commit(recipe, draft, inputs, costs, time.monotonic() - began)
         checkpoints.remove_all(draft.url)
         log.finished(version)
@@ -267,7 +283,9 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
     return Outcome(f"dry run: would train run {recipe.name}/{key}", None, figures, (*details, *warned))
 
 
-def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[dict[str, Any], int]:
+def _fit(
+    recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log, listener: Listener | None
+) -> tuple[dict[str, Any], int]:
     """Run the loop under Ray Train; figures of what it cost here, and the step it went on from."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -321,6 +339,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
         board=board,
         total_steps=inputs.total_steps,
         label=f"{draft.name}/{draft.key}",
+        stoppable=listener is not None,
     )
     scaling = recipe.scaling
     filesystem, folder = storage.arrow_filesystem(storage.join(draft.url, RAY_FOLDER))
@@ -346,7 +365,7 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
     resumed = done[-1] if done else 0
     with (
         Progress("train", inputs.total_steps, "steps", done=resumed) as progress,
-        _Watch(board, progress, log),
+        _Watch(board, progress, log, listener),
     ):
         try:
             with _own_interrupt():
@@ -361,6 +380,8 @@ def _fit(recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log) -> tuple[d
         asked = quadruples["query_id"].take(rows).to_pylist()
         kept = checkpoints.complete_steps(draft.url)
         raise OacirError(diverged_line(failure, asked, kept[-1] if kept else 0, draft.url))
+    if left := ray.get(board.left_after.remote()):
+        raise StoppedError(f"{draft.url}: stopped after step {left:,}; the same recipe goes on")
     if not storage.exists(draft.path(TRAINED)):
         raise OacirError(f"{draft.url}: training stopped before its end; the same command goes on")
     ray.kill(board)
@@ -499,8 +520,8 @@ def _own_interrupt() -> Iterator[None]:
 class _Watch:
     """Carries the board's news to the progress line and to MLflow while the driver waits for Ray Train."""
 
-    def __init__(self, board: Any, progress: Progress, log: Log) -> None:
-        self.board, self.progress, self.log = board, progress, log
+    def __init__(self, board: Any, progress: Progress, log: Log, listener: Listener | None) -> None:
+        self.board, self.progress, self.log, self.listener = board, progress, log, listener
         self.told, self.note = 0, ""
         self.shown = progress.done
         self.stop = threading.Event()
@@ -530,6 +551,10 @@ class _Watch:
         row, notes = ray.get(self.board.read.remote(self.told))
         self.told += len(notes)
         self.log.notes(notes)
+        if self.listener is not None:
+            self.listener.notes(notes)
+            if self.listener.stopping():
+                self.board.stop.remote()
         for told in notes:
             if told.group == "train" and told.step > self.shown:
                 self.shown, self.note = told.step, note(told.figures)
