@@ -108,6 +108,12 @@ VERBS: dict[str, Verb] = {
         "training.trainer:train",
         needs_config=True,
     ),
+    "tune": Verb(
+        "many trainings that differ in some fields: search, page, Pareto front (Ray Tune)",
+        "tuning.config:SweepRecipe",
+        "tuning.sweep:tune",
+        needs_config=True,
+    ),
     "convert": Verb(
         "checkpoints of the authors, LAVIS or Hugging Face → model, and back",
         "training.conversion:ConvertRecipe",
@@ -181,8 +187,8 @@ FAMILIES: dict[str, str] = {
 """First words of the verbs of two words, with their one-line help."""
 SWITCHES = ("json", "dry-run", "debug")
 """Options of every command without a value."""
-CONFIRMATION = "yes"
-"""The one field of a recipe that is set by its name alone."""
+BY_NAME = ("yes", "resume")
+"""Fields of recipes that are set by their name alone."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +281,7 @@ def _parse(words: Sequence[str]) -> Call:
                 f"unexpected word '{word}'; options have the form --key value (see {PROGRAM} {verb} --help)"
             )
         key, equals, value = word[2:].partition("=")
-        if key in (*SWITCHES, CONFIRMATION):
+        if key in (*SWITCHES, *BY_NAME):
             if equals:
                 _usage(f"--{key} takes no value")
             flags.add(key)
@@ -294,8 +300,7 @@ def _parse(words: Sequence[str]) -> Call:
             overrides.append((key, value))
     if "out" in values and (reason := VERBS[verb].no_out):
         _usage(f"--out {values['out']} has no meaning for {PROGRAM} {verb}: {reason}")
-    if CONFIRMATION in flags:
-        overrides.append((CONFIRMATION, "true"))
+    overrides += [(key, "true") for key in BY_NAME if key in flags]
     return Call(
         verb=verb,
         config=values.get("config"),

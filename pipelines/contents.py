@@ -55,9 +55,16 @@ def _evaluation(version: Version) -> str:
     return versions.content_hash({"rankings": versions.combine(rows)})
 
 
+def _sweep(version: Version) -> str:
+    """What was tried and what came out of it, without times (`tune`)."""
+    columns = ["number", "state", "values", "run_hash", "dev"]
+    return versions.content_hash({"trials": versions.rows_hash(version.table("trials", columns).to_pylist())})
+
+
 RULES: dict[Kind, Callable[[Version], str]] = {
     "datasets": _dataset,
     "features": _features,
     "runs": _run,
     "evaluations": _evaluation,
+    "sweeps": _sweep,
 }

@@ -18,7 +18,7 @@ State = Literal["finished", "unfinished", "damaged"]
 READERS = 16
 WORKED_ON_DAYS = 1 / 24
 """An unfinished version that changed within this time is being worked on, however young garbage may be."""
-MAIN_TABLES = ("quadruples", "listing", "index", "rankings", "history")
+MAIN_TABLES = ("quadruples", "listing", "index", "rankings", "history", "trials")
 """The table whose rows stand for a version: the first of these that it holds."""
 
 
@@ -46,7 +46,8 @@ class Entry:
 
     @property
     def rows(self) -> int | None:
-        """Rows of its main table: queries of a benchmark, images of a world or a feature store, steps of a run."""
+        """Rows of its main table: queries of a benchmark, images of a world or a feature store, steps of a run,
+        trials of a sweep."""
         return None if self.manifest is None else main_rows(self.manifest)
 
     @property

@@ -20,13 +20,19 @@ QUIET = {
 """What keeps Ray and transformers from speaking over our own progress; a user's own setting wins."""
 PACE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 """Ray Train looks at its workers every 2 s: as long a pause after each report and at the end of every training."""
+TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Ray Tune's own files and its state, which nobody reads here: a sweep keeps its own records."""
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 LOCAL_OBJECT_STORE_BYTES = 768 << 20
 
 
 def quiet() -> None:
     """Keep Ray's and transformers' own chatter off the terminal; has its effect before they are imported."""
-    for name, value in (QUIET | PACE).items():
+    for name, value in (QUIET | PACE | TUNE).items():
         os.environ.setdefault(name, value)
 
 
@@ -58,7 +64,9 @@ def connect(cpus: int | None = None, address: str | None = None) -> None:
     environment = dict(WORKER_ENVIRONMENT if not has_gpu() else {})
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     ray.init(
-        address=where, runtime_env={"env_vars": QUIET | environment} if where == "local" else None, **options
+        address=where,
+        runtime_env={"env_vars": QUIET | TUNE | environment} if where == "local" else None,
+        **options,
     )
     # Ray writes of lost workers to the standard output, where our own result goes; the stages tell of them by logging
     ray._private.worker._worker_logs_enabled = False

@@ -18,13 +18,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(calls))
     monkeypatch.setattr(ray, "init", lambda **options: calls.append(options))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    for name in ray_session.QUIET | ray_session.PACE:  # restored afterwards, whatever quiet() sets
+    for name in (
+        ray_session.QUIET | ray_session.PACE | ray_session.TUNE
+    ):  # restored afterwards, whatever quiet() sets
         monkeypatch.setenv(name, "before")
     return calls
 
 
 def test_quiet_leaves_a_users_own_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ray_session.QUIET | ray_session.PACE:
+    for name in ray_session.QUIET | ray_session.PACE | ray_session.TUNE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     ray_session.quiet()

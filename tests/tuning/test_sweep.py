@@ -1,0 +1,199 @@
+"""A sweep of real trainings under Ray Tune: what it leaves, what it repeats, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_benchmark import write_benchmark
+from small_sweep import STEPS, sweep
+
+from infra.base.command import Context, Outcome
+from infra.base.errors import OacirError, RecipeError
+from infra.base.versions import Version, open_version
+from pipelines.contents import recompute
+from training.trainer import train
+from tuning.config import SweepRecipe
+from tuning.records import TrialRecord
+from tuning.space import applied
+from tuning.sweep import tune
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SPACE = {
+    "model.fixed_beta": {"kind": "grid", "values": [0, 4]},
+    "training.learning_rate": {"kind": "grid", "values": [3e-3, 1e30]},
+}
+"""Two trials that learn and two whose loss is no number."""
+
+
+def recipe(root: Path, **fields: Any) -> SweepRecipe:
+    tracked = {"tracking": {"mlflow_uri": f"sqlite:///{root}/mlflow.db", "experiment": "tune"}}
+    return sweep(SPACE, tracked, algorithm={"kind": "grid"}, objectives=["avg", "query_ms"], **fields)
+
+
+@dataclass
+class Swept:
+    """A finished sweep, in whose root one of its trainings had been done by `oacir train` before."""
+
+    root: Path
+    before: Outcome
+    outcome: Outcome
+    again: Outcome
+
+    @property
+    def version(self) -> Version:
+        return open_version(str(self.outcome.location))
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        rows = self.version.table("trials").to_pylist()
+        return [TrialRecord.model_validate(json.loads(row["record"])) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def swept(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    from pipelines.embed import embed
+
+    root = tmp_path_factory.mktemp("sweep")
+    write_benchmark(root, identities=12)
+    whole = recipe(root)
+    embed(whole.train, Context(root=str(root)))
+    first = applied(sweep(SPACE).train, {"model.fixed_beta": 0, "training.learning_rate": 3e-3})
+    before = train(first, Context(root=str(root)))
+    outcome = tune(whole, Context(root=str(root)))
+    return Swept(root, before, outcome, tune(whole, Context(root=str(root))))
+
+
+def test_broken_trials_stop_nothing_and_say_why(swept: Swept) -> None:
+    states = {r.number: r.state for r in swept.records}
+    assert states == {0: "finished", 1: "failed", 2: "finished", 3: "failed"}
+    for record in swept.records:
+        if record.state == "failed":
+            assert record.reason.startswith("the loss is nan at step")
+            assert "\n" not in record.reason
+            assert any(f"trial {record.number} failed: the loss is nan" in d for d in swept.outcome.details)
+    assert "4 trials (2 finished, 2 failed)" in swept.outcome.message
+
+
+def test_a_trial_is_a_run_like_any_other_and_an_earlier_one_is_found(swept: Swept) -> None:
+    found, _, own, _ = swept.records
+    assert found.run == swept.before.location
+    assert (found.found, own.found) == (True, False)
+    run = open_version(own.run)
+    assert run.manifest.figures["steps"] == STEPS
+    assert run.manifest.recipe["model"]["fixed_beta"] == 4.0
+    assert own.run_hash == run.manifest.content_hash
+    # all read the same features
+    stores = {open_version(r.run).manifest.parents["features"] for r in (found, own)}
+    assert stores == {swept.version.manifest.parents["features"]}
+    assert len(list((swept.root / "features" / "small").iterdir())) == 1
+
+
+def test_measurements_and_figures_are_those_of_the_runs(swept: Swept) -> None:
+    for record in (swept.records[0], swept.records[2]):
+        rows = open_version(record.run).table("dev").to_pylist()
+        assert [r.step for r in record.readings] == [3, 6, 9]
+        for item in record.readings:
+            of_step = [row for row in rows if row["step"] == item.step]
+            assert item.figures["R@1"] == pytest.approx(sum(row["R@1"] for row in of_step) / 2)
+            assert {row["domain"]: row["R@5"] for row in of_step} == {
+                d: item.figures[f"{d}/R@5"] for d in ("a", "b")
+            }
+        assert record.figures["avg"] == pytest.approx(record.readings[-1].figures["avg"])
+        assert 0.1 < record.figures["query_ms"] < 1000
+        # the evaluation on dev, beside the measurement while training
+        assert record.domains["a"]["R@1"].value == pytest.approx(record.figures["a/R@1"])
+        assert record.domains["all"]["avg"].value == pytest.approx(record.figures["avg"])
+        low, high = record.domains["all"]["R@5"].low, record.domains["all"]["R@5"].high
+        assert low is not None
+        assert high is not None
+        assert low <= record.figures["R@5"] <= high
+
+
+def test_the_version_holds_what_its_manifest_says(swept: Swept) -> None:
+    version = swept.version
+    folder = Path(version.url)
+    lying = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    known = {f.path for f in version.manifest.files} | {"manifest.json", "started.json"}
+    assert {p for p in lying if not p.startswith(("tracking/", "found/"))} == known
+    assert known >= {"trials.parquet", "curves.parquet", "report.html"}
+    assert recompute(version) == version.manifest.content_hash
+    assert version.manifest.parents["trial 2"] == swept.records[2].run_hash
+    figures = version.manifest.figures
+    assert figures["best"]["number"] in (0, 2)
+    assert set(figures["front"]) <= {0, 2}
+    assert figures["selected_on"] == "dev"
+    assert f"oacir evaluate --model {figures['best']['run']}" in "\n".join(swept.outcome.details)
+    assert "R_ID@1 against fixed β" in (folder / "report.html").read_text()
+
+
+def test_the_same_sweep_is_a_no_op(swept: Swept) -> None:
+    assert swept.again.message.startswith("nothing to do")
+    assert swept.again.location == swept.outcome.location
+
+
+def test_mlflow_has_a_run_for_the_sweep_and_one_under_it_for_each_trial(swept: Swept) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{swept.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("tune")
+    runs = client.search_runs([experiment.experiment_id])
+    (above,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert above.info.status == "FINISHED"
+    assert above.info.run_name == "sweep"
+    names = {f.path for f in client.list_artifacts(above.info.run_id)}
+    assert names == {"recipe.yaml", "report.html"}
+    under = {run.info.run_name: run for run in runs if run is not above}
+    assert {run.data.tags["mlflow.parentRunId"] for run in under.values()} == {above.info.run_id}
+    assert {name: run.info.status for name, run in under.items()} == {
+        "sweep 0": "FINISHED", "sweep 1": "FAILED", "sweep 2": "FINISHED", "sweep 3": "FAILED",
+    }  # fmt: skip
+    assert len(runs) == 5
+    assert under["sweep 0"].data.tags["oacir.found"] == "true"
+    told = client.get_metric_history(under["sweep 2"].info.run_id, "dev/a/R_at_1")
+    assert [m.step for m in told] == [3, 6, 9]
+    assert under["sweep 2"].data.params["model.fixed_beta"] == "4.0"
+    best = client.get_metric_history(above.info.run_id, "trial/avg")
+    assert {m.step: m.value for m in best} == {
+        r.number: pytest.approx(r.figures["avg"]) for r in swept.records if r.figures
+    }
+    assert above.data.tags["oacir.content_hash"] == swept.version.manifest.content_hash
+
+
+def test_what_cannot_run_is_refused_before_anything_is_begun(swept: Swept) -> None:
+    context = Context(root=str(swept.root))
+    before = sorted(swept.root.rglob("started.json"))
+    wide = sweep(SPACE, {"scaling": {"workers": 7}}, algorithm={"kind": "grid"})
+    with pytest.raises(
+        OacirError, match=r"train\.scaling\.workers 7: each needs 1 CPU .* room for 2; lower train"
+    ) as caught:
+        tune(wide, context)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"objectives: c/R@1: dev has the domains a, b"):
+        tune(sweep(SPACE, algorithm={"kind": "grid"}, objectives=["c/R@1"]), context)
+    pair = {
+        "training.batch_size": {"kind": "grid", "values": [8, 24]},
+        "training.micro_batch_size": {"kind": "grid", "values": [4, 12]},  # 12 does not cut 8
+    }
+    with pytest.raises(RecipeError, match=r"trial 1 .*micro_batch_size 12 never cuts a batch of 8"):
+        tune(sweep(pair, algorithm={"kind": "grid"}), context)
+    with pytest.raises(OacirError, match=r"nothing was begun there to go on with"):
+        tune(
+            sweep(
+                {"training.seed": {"kind": "grid", "values": [5]}}, algorithm={"kind": "grid"}, resume=True
+            ),
+            context,
+        )
+    assert sorted(swept.root.rglob("started.json")) == before
+
+
+def test_a_dry_run_says_what_would_be_tried(swept: Swept) -> None:
+    plan = tune(
+        sweep(SPACE, algorithm={"kind": "grid"}, name="other"), Context(root=str(swept.root), dry_run=True)
+    )
+    assert plan.figures == {"trials": 4, "concurrent": 2, "workers": 1}
+    assert not (swept.root / "sweeps" / "other").exists()

@@ -1,0 +1,126 @@
+"""A sweep in MLflow: one run above the runs of its trials, from the driver. Each trial's training logs itself, in a run
+that names this one; a trial whose run was there before gets a short one of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from infra.base import storage
+from infra.base.spool import FOLDER, Spool, flattened
+from infra.base.tracking import PATIENCE_S, Tracker, shown, tracking_uri
+from infra.base.versions import Draft, code_version
+from tuning.config import SweepRecipe
+from tuning.records import TrialRecord
+
+log = logging.getLogger(__name__)
+FOUND = "found"
+"""Folder in the sweep of the spools of trials that were found."""
+
+
+class SweepLog:
+    """A sweep's way to MLflow; without a server it takes everything and does nothing."""
+
+    def __init__(self, recipe: SweepRecipe, draft: Draft, uri: str | None) -> None:
+        self.recipe, self.draft, self.uri = recipe, draft, uri
+        self.tracker: Tracker | None = None
+        self.failures: list[str] = []
+        if uri is not None:
+            section = recipe.train.tracking
+            spool = Spool(storage.join(draft.url, FOLDER))
+            self.tracker = Tracker(spool, uri, section.experiment, recipe.name, section.parent)
+
+    @property
+    def spool_id(self) -> str | None:
+        """What trials name this run by."""
+        return None if self.tracker is None else str(self.tracker.spool.run["id"])
+
+    def begin(self, parents: Mapping[str, str]) -> None:
+        """Recipe and origins."""
+        if self.tracker is None:
+            return
+        tree = self.recipe.model_dump(mode="json")
+        searched = {"space": tree.pop("space"), "algorithm": tree.pop("algorithm")}
+        self.tracker.params(searched | {"scheduler": tree["scheduler"], "train": tree["train"]})
+        text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        self.tracker.text("recipe.yaml", text)
+        code, _, revision = code_version().partition("+")
+        self.tracker.tags(
+            {
+                "oacir.sweep": f"{self.draft.name}/{self.draft.key}",
+                "oacir.version": code,
+                **({"oacir.revision": revision} if revision else {}),
+                **{f"oacir.{role}_hash": content for role, content in parents.items()},
+            }
+        )
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial that has ended: its figures at the step of its number; of one that was found, a run of its own."""
+        if self.tracker is None or self.uri is None:
+            return
+        if record.figures:
+            self.tracker.metrics("trial", record.number, record.figures, time.time())
+        if record.found and not self._logged_here(record):
+            self._short(record, self.uri)
+
+    def finished(self, figures: Mapping[str, Any], page: str, content_hash: str) -> None:
+        """The page and what is best."""
+        if self.tracker is None:
+            return
+        numbers = {
+            name: float(value)
+            for name, value in flattened(figures).items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        self.tracker.metrics("sweep", self.recipe.trials, numbers, time.time())
+        self.tracker.text("report.html", page)
+        self.tracker.tags({"oacir.content_hash": content_hash})
+
+    def line(self) -> tuple[str, ...]:
+        """Where the run is in MLflow, for the outcome."""
+        if self.tracker is None or self.tracker.run_id is None:
+            return ()
+        return (f"MLflow run {self.tracker.run_id} at {shown(self.tracker.uri)}",)
+
+    def close(self, status: str, patience_s: float = PATIENCE_S) -> None:
+        """End the run; says what could not be sent."""
+        if self.tracker is not None and (failure := self.tracker.close(status, patience_s)):
+            log.warning(failure)
+
+    def _logged_here(self, record: TrialRecord) -> bool:
+        """Whether the run's own training stands under this sweep: it was killed between its end and ours."""
+        return Spool(storage.join(record.run, FOLDER)).records[:1] != [] and (
+            Spool(storage.join(record.run, FOLDER)).run.get("parent") == self.spool_id
+        )
+
+    def _short(self, record: TrialRecord, uri: str) -> None:
+        section = self.recipe.train.tracking
+        spool = Spool(storage.join(self.draft.url, FOUND, f"{record.number:05d}"))
+        name = f"{self.recipe.name} {record.number}"
+        tracker = Tracker(spool, uri, section.experiment, name, self.spool_id)
+        tracker.params(record.values)
+        tracker.metrics("trial", record.number, record.figures, time.time())
+        place = "/".join(record.run.rstrip("/").split("/")[-2:])
+        tracker.tags({"oacir.run": place, "oacir.found": "true", "oacir.content_hash": record.run_hash})
+        if failure := tracker.close("FINISHED"):
+            log.warning(failure)
+
+
+@contextmanager
+def logged(recipe: SweepRecipe, draft: Draft, parents: Mapping[str, str]) -> Iterator[SweepLog]:
+    """The log of a sweep, ended with it."""
+    found = SweepLog(recipe, draft, tracking_uri(recipe.train.tracking.mlflow_uri))
+    found.begin(parents)
+    try:
+        yield found
+    except BaseException as error:
+        killed = isinstance(error, KeyboardInterrupt)
+        found.close("KILLED" if killed else "FAILED", 0.0 if killed else PATIENCE_S)
+        raise
+    else:
+        found.close("FINISHED")

@@ -1,0 +1,170 @@
+"""What is tried next: lists made beforehand, or Optuna's estimator; on resume first what was begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from tuning.config import SweepRecipe, Tpe, better
+from tuning.records import TrialRecord
+from tuning.space import Choice, Dimension, Int, LogUniform, Uniform, Values, token
+
+
+def open_trials(
+    recipe: SweepRecipe, records: Sequence[TrialRecord], *, replay: bool
+) -> list[tuple[int, Values]]:
+    """Number and values of the trials that are known and not ended, or (replay) of all that are known, in order.
+
+    Args:
+        recipe: of the sweep.
+        records: of the trials that were begun.
+        replay: whether ended trials are gone through again, for a scheduler that compares with them.
+    """
+    of = {record.number: record for record in records}
+    known = enumerate(recipe.given) if recipe.given is not None else [(r.number, r.values) for r in records]
+    return [
+        (number, of[number].values if number in of else values)
+        for number, values in known
+        if replay or number not in of or not of[number].ended
+    ]
+
+
+class Proposals(Searcher):
+    """Hands Ray Tune one trial after the other. Ray's own OptunaSearch begins anew after a restart and takes a failed
+    trial of two objectives for a running one.
+
+    Args:
+        recipe: of the sweep.
+        records: of the trials that were begun.
+        waiting: `open_trials` of them.
+    """
+
+    def __init__(
+        self, recipe: SweepRecipe, records: Sequence[TrialRecord], waiting: Sequence[tuple[int, Values]]
+    ) -> None:
+        super().__init__()
+        self.recipe, self.waiting, self.next = recipe, list(waiting), len(records)
+        self.study: Estimator | None = None
+        if isinstance(recipe.algorithm, Tpe):
+            self.study = Estimator(recipe, recipe.algorithm, records)
+        self.of_trial: dict[str, int] = {}
+
+    @property
+    def left(self) -> int:
+        """Trials that it will hand out."""
+        return len(self.waiting) + (self.recipe.trials - self.next if self.study is not None else 0)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The configuration of the next trial, or that there is none."""
+        if self.waiting:
+            number, values = self.waiting.pop(0)
+            if self.study is not None:
+                self.study.again(number, values)
+        elif self.study is not None and self.next < self.recipe.trials:
+            number, values = self.next, self.study.ask(self.next)
+            self.next += 1
+        else:
+            return Searcher.FINISHED
+        self.of_trial[trial_id] = number
+        return {"trial": {"number": number, "values": values}}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Let the estimator learn from it."""
+        if self.study is None or trial_id not in self.of_trial:
+            return
+        finished = not error and result is not None and result.get("state") == "finished"
+        figures = result or {}
+        values = [figures[name] for name in self.recipe.objectives] if finished else None
+        self.study.tell(self.of_trial[trial_id], values)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the sweep's records are its state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the sweep's records are its state."""
+
+
+class Estimator:
+    """Optuna's estimator over the space. Choices are passed as texts, so that they may be of any type.
+
+    A stopped or failed trial counts as failed: its value is no value of a whole training.
+    """
+
+    def __init__(self, recipe: SweepRecipe, algorithm: Tpe, records: Sequence[TrialRecord]) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space = recipe.space
+        self.distributions = {name: _distribution(d) for name, d in recipe.space.items()}
+        # what was begun is known by its records: the same seed would draw the first trials again
+        sampler = optuna.samplers.TPESampler(
+            seed=algorithm.seed * 100_003 + len(records),
+            n_startup_trials=algorithm.startup,
+            constant_liar=len(recipe.objectives) == 1,
+        )
+        directions = ["maximize" if better(name) > 0 else "minimize" for name in recipe.objectives]
+        self.study = optuna.create_study(sampler=sampler, directions=directions)
+        self.asked: dict[int, Any] = {}
+        states = optuna.trial.TrialState
+        for record in records:
+            if record.ended:
+                finished = record.state == "finished"
+                self.study.add_trial(
+                    optuna.trial.create_trial(
+                        state=states.COMPLETE if finished else states.FAIL,
+                        values=[record.figures[name] for name in recipe.objectives] if finished else None,
+                        params=self._params(record.values),
+                        distributions=self.distributions,
+                    )
+                )
+
+    def ask(self, number: int) -> Values:
+        """The values of a new trial."""
+        trial = self.asked[number] = self.study.ask(self.distributions)
+        return {
+            name: d.values[int(trial.params[name].partition(":")[0])]
+            if isinstance(d, Choice)
+            else trial.params[name]
+            for name, d in self.space.items()
+        }
+
+    def again(self, number: int, values: Values) -> None:
+        """A trial that was begun before goes on with the values it had."""
+        self.study.enqueue_trial(self._params(values))
+        self.asked[number] = self.study.ask(self.distributions)
+
+    def tell(self, number: int, values: list[float] | None) -> None:
+        """How a trial ended; None without a value."""
+        import optuna
+
+        trial = self.asked.pop(number, None)
+        if trial is not None:
+            state = None if values is not None else optuna.trial.TrialState.FAIL
+            self.study.tell(trial, values, state=state)
+
+    def _params(self, values: Values) -> dict[str, Any]:
+        return {
+            name: _texts(d)[[token({"": v}) for v in d.values].index(token({"": values[name]}))]
+            if isinstance(d, Choice)
+            else values[name]
+            for name, d in self.space.items()
+        }
+
+
+def _texts(dimension: Choice) -> list[str]:
+    return [f"{i}:{value}" for i, value in enumerate(dimension.values)]
+
+
+def _distribution(dimension: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(dimension, (Uniform, LogUniform)):
+        return FloatDistribution(dimension.low, dimension.high, log=isinstance(dimension, LogUniform))
+    if isinstance(dimension, Int):
+        return IntDistribution(dimension.low, dimension.high, step=dimension.step)
+    assert isinstance(dimension, Choice)
+    return CategoricalDistribution(_texts(dimension))
