@@ -43,6 +43,7 @@ AUGMENT = "tests/training/test_augment.py"
 READER = "tests/training/test_reader.py"
 TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
+JUDGED = "tests/tuning/test_judged.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
 
 ADAFOCAL = "training/model/adafocal.py"
@@ -144,7 +145,14 @@ MUTATIONS = (
     Mutation("CRM with GELU", CAAM, "batch_first=True", 'batch_first=True, activation="gelu"'),
     Mutation("CRM reads a probe instead of [CLS]", CAAM, "probes], dim=1))[:, 0]", "probes], dim=1))[:, 1]"),
     Mutation(
-        "no softplus", CAAM, "return F.softplus(self.output_head(pooled))", "return self.output_head(pooled)"
+        "no softplus", CAAM, "return self.scale * F.softplus(self.output_head(pooled))", "return self.output_head(pooled)"
+    ),
+    Mutation(
+        "β without its scale",
+        CAAM,
+        "return self.scale * F.softplus",
+        "return F.softplus",
+        ("tests/training/model/test_adafocal.py",),
     ),
     # LayerNorms
     Mutation(
@@ -582,6 +590,42 @@ MUTATIONS = (
         "return int(wrong[0]) if len(wrong) else None",
         "return None",
         ("tests/pipelines/test_encoding.py",),
+    ),
+    # Sweeps
+    Mutation(
+        "a trial that is nowhere better beats its equal",
+        "tuning/pareto.py",
+        "return min(gains) >= 0 < max(gains)",
+        "return min(gains) >= 0",
+        (JUDGED,),
+    ),
+    Mutation(
+        "more of a latency is better",
+        "tuning/config.py",
+        "return -1 if metric in AFTERWARDS else 1",
+        "return 1",
+        (JUDGED,),
+    ),
+    Mutation(
+        "draws depend on how many there are",
+        "tuning/space.py",
+        "generator = np.random.default_rng([seed, number])",
+        "generator = np.random.default_rng([seed, number, count])",
+        ("tests/tuning/test_space.py",),
+    ),
+    Mutation(
+        "a number from logarithmic draws is drawn evenly",
+        "tuning/space.py",
+        "drawn = math.exp(generator.uniform(math.log(dimension.low), math.log(dimension.high)))",
+        "drawn = generator.uniform(dimension.low, dimension.high)",
+        ("tests/tuning/test_space.py",),
+    ),
+    Mutation(
+        "the band of a curve is the whole interval",
+        "tuning/report.py",
+        "widths = [(m.high - m.low) / 2",
+        "widths = [(m.high - m.low)",
+        ("tests/tuning/test_report.py",),
     ),
 )
 

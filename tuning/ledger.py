@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
 
 from infra.base.progress import Progress
+from tuning import orphans
 from tuning.records import TrialRecord, last_figures, write
 from tuning.schedulers import REPLAYED
 
 log = logging.getLogger(__name__)
+LOOK_EVERY_S = 5.0
 FIELDS = ("state", "reason", "run", "run_hash", "found", "readings", "figures", "domains", "beta", "seconds")
 
 
@@ -37,6 +40,8 @@ class Ledger(tune.Callback):
     ) -> None:
         self.sweep_url, self.records, self.progress = sweep_url, dict(records), progress
         self.objective, self.ended = objective, ended
+        self.lost = False
+        self.looked = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Ray Tune pickles its callbacks for a restart that this project does otherwise
@@ -81,10 +86,21 @@ class Ledger(tune.Callback):
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
         """A trial's process was lost more often than the recipe allows."""
+        self.lost = True
         record = self._of(trial)
         if not record.ended:
             reason = f"its process or machine was lost {trial.run_metadata.num_failures} times (max_failures)"
             self._end(record.model_copy(update={"state": "failed", "reason": reason}))
+
+    def on_trial_recover(self, **_: Any) -> None:
+        """A trial's process was lost, and begins again."""
+        self.lost = True
+
+    def on_step_end(self, **_: Any) -> None:
+        """After every event: once a process was lost, see now and then what it had reserved."""
+        if self.lost and time.monotonic() - self.looked > LOOK_EVERY_S:
+            self.looked = time.monotonic()
+            orphans.remove()
 
     def _of(self, trial: Any) -> TrialRecord:
         return self.records[trial.config["trial"]["number"]]

@@ -126,7 +126,7 @@ def _plan(recipe: SweepRecipe, context: Context) -> Plan:
         raise RecipeError([f"objectives: {', '.join(unknown)}: dev has the domains {', '.join(domains)}"])
     connect()
     room = require_workers_fit(train.scaling, "train.")
-    fitting = max(1, room // train.scaling.workers)
+    fitting = max(1, min(room // train.scaling.workers, _drivers(recipe)))
     if recipe.scheduler.kind == "pbt" and fitting < recipe.trials:
         raise OacirError(
             f"scheduler pbt trains all {recipe.trials} trials at once, the session has room for {fitting}; lower"
@@ -143,11 +143,30 @@ def _plan(recipe: SweepRecipe, context: Context) -> Plan:
             features = resolve(context.root, "features", train.features)
         if features is not None:
             pinned["features"], key = features.url, features.manifest.content_hash
-    tracking = train.tracking.model_copy(update={"mlflow_uri": tracking_uri(train.tracking.mlflow_uri)})
-    pinned["tracking"] = tracking
     concurrent = min(fitting, recipe.concurrent or fitting, recipe.trials)
     whole = recipe.model_copy(update={"train": train.model_copy(update=pinned)})
     return Plan(whole, dataset, features, recipe.identity(dataset.manifest.content_hash, key), concurrent)
+
+
+def _drivers(recipe: SweepRecipe) -> int:
+    """How many processes that drive a trial fit into the session's memory.
+
+    Raises:
+        OacirError: not one.
+    """
+    import ray
+
+    from training.room import room
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fitting = room(nodes, {"memory": recipe.driver_gib * 2**30})
+    if not fitting:
+        largest = max((node.get("memory", 0.0) for node in nodes), default=0.0) / 2**30
+        raise OacirError(
+            f"driver_gib {recipe.driver_gib:g}: no machine of the Ray session has so much memory to reserve (the largest"
+            f" {largest:.1f} GiB); lower driver_gib"
+        )
+    return fitting
 
 
 def _told(plan: Plan) -> Outcome:
@@ -186,6 +205,7 @@ def _run(plan: Plan, draft: Draft, context: Context, book: SweepLog) -> list[Tri
             base=recipe.train.model_copy(update={"tracking": tracking}),
             root=storage.absolute(context.root),
             sweep=recipe.name,
+            mlflow_uri=tracking_uri(recipe.train.tracking.mlflow_uri),
             objectives=recipe.objectives,
             intervals=recipe.intervals,
             ended={r.number: r for r in records if r.ended},

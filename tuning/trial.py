@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
 from infra.base.command import Context
 from infra.base.errors import OacirError
+from infra.base.tracking import track_at
 from training.config import TrainRecipe
 from training.job import Note
 from training.listening import StoppedError
@@ -46,6 +48,8 @@ class Shared:
     """Name of the sweep, which begins the names of the trials' runs in MLflow."""
     objectives: tuple[str, ...]
     intervals: bool
+    mlflow_uri: str | None = None
+    """Where the driver tracks."""
     ended: dict[int, TrialRecord] = field(default_factory=dict)
     """Trials of an earlier run of the sweep, by number: only replayed."""
     origins: dict[int, str] = field(default_factory=dict)
@@ -101,9 +105,10 @@ class Course:
             recipe = named(applied(self.shared.base, self.values), self.shared.sweep, self.number)
             outcome = train(recipe, Context(root=self.shared.root), self, self.origin)
             assert outcome.location is not None
-            found = described(
-                outcome.location, recipe, self.shared.root, self.shared.objectives, self.shared.intervals
-            )
+            found = self._described(outcome.location, recipe)
+            lacking = [name for name in self.shared.objectives if name not in found["figures"]]
+            if lacking:
+                raise OacirError(f"{outcome.location}: {', '.join(lacking)} cannot be told of this run")
             end = found | {"state": "finished", "found": not self.run_url, "run": outcome.location}
             end |= found["figures"]
         except StoppedError as error:
@@ -113,6 +118,18 @@ class Course:
             # a scheduler would miss the figure that it judges by
             end = {"state": "failed", "reason": why(error)} | dict.fromkeys(self.shared.objectives, math.nan)
         self.items.put({"run": self.run_url, **end, "seconds": time.monotonic() - began, "done": True})
+
+
+    def _described(self, run_url: str, recipe: TrainRecipe) -> dict[str, Any]:
+        arguments = (run_url, recipe, self.shared.root, self.shared.objectives, self.shared.intervals)
+        scaling = recipe.scaling
+        if not scaling.use_gpu:
+            return described(*arguments)
+        # the workers have left; what one of them had is free for the evaluation
+        found: dict[str, Any] = ray.get(
+            ray.remote(described).options(num_gpus=1, num_cpus=scaling.cpus_per_worker).remote(*arguments)
+        )
+        return found
 
 
 class Replay:
@@ -139,6 +156,8 @@ class Trial(tune.Trainable):
         """Take what all trials share; `config` is the first one's."""
         assert shared is not None
         self.shared = shared
+        if shared.mlflow_uri is not None:
+            track_at(shared.mlflow_uri)
         self.course: Course | Replay | None = None
         self.pointer: dict[str, Any] = {}
 

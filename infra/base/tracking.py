@@ -39,6 +39,12 @@ def tracking_uri(named: str | None) -> str | None:
     return named or os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
+def track_at(uri: str) -> None:
+    """Let this process track there where a recipe names no place, as its driver does: variables of the driver are not
+    those of a process on another machine, and a URI that holds a password belongs into no recipe."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+
+
 def shown(uri: str) -> str:
     """A URI without user and password."""
     parts = urlsplit(uri)

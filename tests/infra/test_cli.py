@@ -160,8 +160,9 @@ def test_a_wrong_second_word_is_answered_with_the_right_ones(
     assert says in capsys.readouterr().err
 
 
-def test_yes_is_a_field_that_needs_no_value() -> None:
+def test_yes_and_resume_are_fields_that_need_no_value() -> None:
     assert cli._parse(["data", "gc", "--yes", "--root", "R"]).overrides == (("yes", "true"),)
+    assert cli._parse(["tune", "--resume", "--config", "C"]).overrides == (("resume", "true"),)
 
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
@@ -212,7 +213,7 @@ def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.
     assert said.err == "oacir: error: it holds nothing; feed it\n"
 
 
-@pytest.mark.parametrize("verb", ["build", "embed", "train", "evaluate", "report"])
+@pytest.mark.parametrize("verb", ["build", "embed", "train", "tune", "evaluate", "report"])
 def test_no_name_leads_out_of_the_root(verb: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(cli.VERBS[verb].load()[0], None, [("name", "../../evil")])

@@ -149,3 +149,34 @@ def test_whole_numbers_and_float32_survive_as_rows() -> None:
     assert back[0] == [19_860.0, loss]
     assert back[1][0] == 2.0**40
     assert checkpoints.as_tensor([], 5).shape == (0, 5)
+
+
+def test_a_run_begins_with_the_newest_checkpoint_of_another(tmp_path: Path) -> None:
+    origin, run = tmp_path / "origin", tmp_path / "run"
+    assert checkpoints.branch(str(origin), str(run)) == 0
+    save(origin, 3)
+    save(origin, 6)
+    save(origin, 9, ranks=(0,))  # not complete
+    assert checkpoints.branch(str(origin), str(run)) == 6
+    assert checkpoints.complete_steps(str(run)) == [6]
+    for rank in (0, 1):
+        ours, theirs = (checkpoints.load(str(place), 6, rank, 2) for place in (run, origin))
+        assert torch.equal(ours["weights"], theirs["weights"])
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_gives_way_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, run = tmp_path / "origin", tmp_path / "run"
+    save(origin, 3)
+    save(origin, 6)
+    listed = checkpoints.complete_steps(str(origin))
+    (origin / "checkpoints/step-00000006/rank-1-of-2.safetensors").unlink()
+    there = checkpoints.storage.files_in
+    gone = there(str(origin / "checkpoints/step-00000003"))
+    monkeypatch.setattr(checkpoints, "complete_steps", lambda url: listed)
+    monkeypatch.setattr(
+        checkpoints.storage, "files_in", lambda url: gone if url.endswith("06") else there(url)
+    )
+    assert checkpoints.branch(str(origin), str(run)) == 3
+    assert not (run / "checkpoints/step-00000006").exists()

@@ -62,11 +62,11 @@ class Command:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
-def prepared(root: Path, betas: list[float]) -> None:
+def prepared(root: Path, betas: list[float], workers: int = 1) -> None:
     write_benchmark(root, identities=12)
     recipe = sweep(
         {"model.fixed_beta": {"kind": "grid", "values": betas}},
-        {"training": {"epochs": EPOCHS, "checkpoint_every_steps": 3}},
+        {"training": {"epochs": EPOCHS, "checkpoint_every_steps": 3}, "scaling": {"workers": workers}},
         algorithm={"kind": "grid"},
         intervals=False,
         concurrent=1,
@@ -126,10 +126,10 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(tmp_path: Path) -> No
 
 
 def test_a_trial_whose_process_is_lost_begins_again_where_it_was(tmp_path: Path) -> None:
-    prepared(tmp_path, [0, 2])
+    prepared(tmp_path, [0, 2], workers=2)  # who take all CPUs, so that none may stay reserved
     command = Command(tmp_path)
     command.wait_for(lambda known: known and len(known[0].readings) > 1)
-    (driver,) = [p for p in command.family() if "Trial" in " ".join(p.cmdline()[:1])]
+    (driver,) = [p for p in command.family() if "Trial" in " ".join(p.cmdline())]
     driver.kill()
     code, outcome, complaint = command.end()
     assert code == 0, complaint

@@ -48,6 +48,11 @@ def runs(server: MlflowServer, experiment: str) -> list[Any]:
     return list(client(server).search_runs([found.experiment_id]))
 
 
+def runs_of(server: MlflowServer, experiment: str) -> list[Any]:
+    """Those of an experiment, which may not exist."""
+    return runs(server, experiment) if client(server).get_experiment_by_name(experiment) else []
+
+
 def tell(tracker: Tracker, steps: range) -> None:
     for step in steps:
         tracker.metrics("train", step, {"loss": 10.0 / step}, 1e9 + step)
@@ -133,6 +138,24 @@ def test_what_was_not_sent_is_sent_later(mlflow_server: MlflowServer, tmp_path: 
     (run,) = runs(mlflow_server, "later")
     assert len(history(mlflow_server, run.info.run_id, "train/loss")) == 7
     assert run.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_run_under_another_waits_until_that_one_is_there(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    above, below = Spool(str(tmp_path / "above")), Spool(str(tmp_path / "below"))
+    above.begin("nested", "above")
+    below.begin("nested", "below", above.run["id"])
+    below.append([{"kind": "tags", "values": {"a": "1"}}])
+    with pytest.raises(OacirError, match="the run above this one .* is not there yet"):
+        send(below, mlflow_server.uri)
+    assert runs_of(mlflow_server, "nested") == []
+    send(above, mlflow_server.uri)
+    # a driver that only began it has no record but its own
+    assert send(below, mlflow_server.uri) == 2
+    found = {run.info.run_name: run for run in runs(mlflow_server, "nested")}
+    assert found["below"].data.tags["mlflow.parentRunId"] == found["above"].info.run_id
+    assert "mlflow.parentRunId" not in found["above"].data.tags
+    assert Spool(str(tmp_path / "below")).run["parent"] == above.run["id"]
 
 
 def test_one_batch_holds_no_more_than_a_request_may(tmp_path: Path) -> None:
