@@ -2,10 +2,10 @@
 
 python -m benchmarks.tune [--trials 20] [--bare 5] [--steps 40] [--workers 1] [--concurrent 1] [--goal-s 180]
 
-In one Ray session, on one benchmark and feature store of the procedural world: trainings by `train`, one after another, without MLflow (the
-bare trial), then as many trials in a sweep with MLflow (sqlite), then a sweep that finds all these runs and only evaluates
-them. Half of the bare trainings come before the sweep and half after it, so that a machine that grows slower counts for
-both.
+In one Ray session, on one benchmark and feature store of the procedural world: trainings by `train`, one after another
+and without MLflow (the bare trial), then as many trials in a sweep with MLflow (sqlite), then a sweep that finds all
+these runs and only evaluates them. Half of the bare trainings come before the sweep and half after it, so that a machine
+that grows slower counts for both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--bare", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40)

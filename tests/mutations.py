@@ -145,7 +145,10 @@ MUTATIONS = (
     Mutation("CRM with GELU", CAAM, "batch_first=True", 'batch_first=True, activation="gelu"'),
     Mutation("CRM reads a probe instead of [CLS]", CAAM, "probes], dim=1))[:, 0]", "probes], dim=1))[:, 1]"),
     Mutation(
-        "no softplus", CAAM, "return self.scale * F.softplus(self.output_head(pooled))", "return self.output_head(pooled)"
+        "no softplus",
+        CAAM,
+        "return self.scale * F.softplus(self.output_head(pooled))",
+        "return self.output_head(pooled)",
     ),
     Mutation(
         "β without its scale",

@@ -14,7 +14,7 @@ import yaml
 from infra.base import storage
 from infra.base.spool import FOLDER, Spool, flattened
 from infra.base.tracking import PATIENCE_S, Tracker, shown, tracking_uri
-from infra.base.versions import Draft, code_version
+from infra.base.versions import Draft, Version, code_version
 from tuning.config import SweepRecipe
 from tuning.records import TrialRecord
 
@@ -40,7 +40,7 @@ class SweepLog:
         """What trials name this run by."""
         return None if self.tracker is None else str(self.tracker.spool.run["id"])
 
-    def begin(self, parents: Mapping[str, str]) -> None:
+    def begin(self, parents: Mapping[str, Version]) -> None:
         """Recipe and origins."""
         if self.tracker is None:
             return
@@ -50,12 +50,16 @@ class SweepLog:
         text = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         self.tracker.text("recipe.yaml", text)
         code, _, revision = code_version().partition("+")
+        for role, version in parents.items():
+            manifest = version.manifest
+            profile = {"kind": manifest.kind, "key": manifest.key, "files": len(manifest.files)}
+            self.tracker.input(manifest.name, version.url, manifest.content_hash, role, profile)
         self.tracker.tags(
             {
                 "oacir.sweep": f"{self.draft.name}/{self.draft.key}",
                 "oacir.version": code,
                 **({"oacir.revision": revision} if revision else {}),
-                **{f"oacir.{role}_hash": content for role, content in parents.items()},
+                **{f"oacir.{role}_hash": v.manifest.content_hash for role, v in parents.items()},
             }
         )
 
@@ -112,8 +116,8 @@ class SweepLog:
 
 
 @contextmanager
-def logged(recipe: SweepRecipe, draft: Draft, parents: Mapping[str, str]) -> Iterator[SweepLog]:
-    """The log of a sweep, ended with it."""
+def logged(recipe: SweepRecipe, draft: Draft, parents: Mapping[str, Version]) -> Iterator[SweepLog]:
+    """The log of a sweep, ended with it; `parents` are what all trials read, by role."""
     found = SweepLog(recipe, draft, tracking_uri(recipe.train.tracking.mlflow_uri))
     found.begin(parents)
     try:

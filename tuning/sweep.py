@@ -47,12 +47,14 @@ class Plan:
     concurrent: int
 
     @property
+    def versions(self) -> dict[str, Version]:
+        """Role → version that all trials read."""
+        return {"dataset": self.dataset} | ({} if self.features is None else {"features": self.features})
+
+    @property
     def parents(self) -> dict[str, str]:
-        """Role → content hash of what all trials read."""
-        found = {"dataset": self.dataset.manifest.content_hash}
-        if self.features is not None:
-            found["features"] = self.features.manifest.content_hash
-        return found
+        """Role → content hash of it."""
+        return {role: version.manifest.content_hash for role, version in self.versions.items()}
 
 
 def tune(recipe: SweepRecipe, context: Context) -> Outcome:
@@ -85,7 +87,7 @@ def tune(recipe: SweepRecipe, context: Context) -> Outcome:
             figures,
         )
     draft.uses(plan.parents)
-    with logged(plan.recipe, draft, plan.parents) as book:
+    with logged(plan.recipe, draft, plan.versions) as book:
         records = _run(plan, draft, context, book)
         if all(record.state == "failed" for record in records):
             reasons = sorted({record.reason for record in records})
@@ -163,8 +165,8 @@ def _drivers(recipe: SweepRecipe) -> int:
     if not fitting:
         largest = max((node.get("memory", 0.0) for node in nodes), default=0.0) / 2**30
         raise OacirError(
-            f"driver_gib {recipe.driver_gib:g}: no machine of the Ray session has so much memory to reserve (the largest"
-            f" {largest:.1f} GiB); lower driver_gib"
+            f"driver_gib {recipe.driver_gib:g}: no machine of the Ray session has so much memory to reserve"
+            f" (largest: {largest:.1f} GiB); lower driver_gib"
         )
     return fitting
 

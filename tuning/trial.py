@@ -119,7 +119,6 @@ class Course:
             end = {"state": "failed", "reason": why(error)} | dict.fromkeys(self.shared.objectives, math.nan)
         self.items.put({"run": self.run_url, **end, "seconds": time.monotonic() - began, "done": True})
 
-
     def _described(self, run_url: str, recipe: TrainRecipe) -> dict[str, Any]:
         arguments = (run_url, recipe, self.shared.root, self.shared.objectives, self.shared.intervals)
         scaling = recipe.scaling

@@ -25,7 +25,9 @@ def test_a_training_that_the_session_has_no_room_for_is_refused() -> None:
     assert require_workers_fit(ScalingSection(workers=2, cpus_per_worker=0.5)) == 4
     with pytest.raises(OacirError, match=r"scaling\.workers 3: each needs 1 CPU of one machine.*room for 2;"):
         require_workers_fit(ScalingSection(workers=3))
-    with pytest.raises(OacirError, match=r"^train\.scaling\.workers 3: .*lower train\.scaling\.workers or train\.s"):
+    with pytest.raises(
+        OacirError, match=r"^train\.scaling\.workers 3: .*lower train\.scaling\.workers or train\.s"
+    ):
         require_workers_fit(ScalingSection(workers=3), "train.")
     with pytest.raises(
         OacirError, match=r"has 2 CPUs and 0 GPUs on 1 machine, room for 0; .*use_gpu to false"

@@ -12,7 +12,10 @@ from tuning.records import TrialRecord, read, write
 
 
 def test_what_is_written_is_read_by_number(tmp_path: Path) -> None:
-    records = [ended(11, {"training.seed": 1}, avg=3.0), TrialRecord(number=2, values={"training.betas": [0.9, 0.99]})]
+    records = [
+        ended(11, {"training.seed": 1}, avg=3.0),
+        TrialRecord(number=2, values={"training.betas": [0.9, 0.99]}),
+    ]
     assert read(str(tmp_path)) == []
     for record in records:
         write(str(tmp_path), record)

@@ -141,12 +141,14 @@ def test_what_was_not_sent_is_sent_later(mlflow_server: MlflowServer, tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_run_under_another_waits_until_that_one_is_there(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+def test_a_run_under_another_waits_until_that_one_is_there(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
     above, below = Spool(str(tmp_path / "above")), Spool(str(tmp_path / "below"))
     above.begin("nested", "above")
     below.begin("nested", "below", above.run["id"])
     below.append([{"kind": "tags", "values": {"a": "1"}}])
-    with pytest.raises(OacirError, match="the run above this one .* is not there yet"):
+    with pytest.raises(OacirError, match=r"the run above this one .* is not there yet"):
         send(below, mlflow_server.uri)
     assert runs_of(mlflow_server, "nested") == []
     send(above, mlflow_server.uri)
