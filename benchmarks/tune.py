@@ -4,8 +4,8 @@ python -m benchmarks.tune [--trials 20] [--bare 5] [--steps 40] [--workers 1] [-
 
 In one Ray session, on one benchmark and feature store of the procedural world: trainings by `train`, one after another
 and without MLflow (the bare trial), then as many trials in a sweep with MLflow (sqlite), then a sweep that finds all
-these runs and only evaluates them. Half of the bare trainings come before the sweep and half after it, so that a machine
-that grows slower counts for both.
+these runs and only evaluates them. Half of the bare trainings come before the sweep and half after it, so that a
+machine that grows slower counts for both.
 """
 
 from __future__ import annotations
