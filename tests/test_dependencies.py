@@ -15,6 +15,7 @@ BROUGHT = {
     "fsspec": "s3fs",
     "markupsafe": "jinja2",
     "mlflow": "mlflow",  # three distributions share its folder
+    "pandas": "mlflow",
     "tokenizers": "transformers",
 }
 """Packages of which a dependency decides the version: it speaks in their types."""

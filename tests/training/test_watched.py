@@ -173,7 +173,14 @@ def test_settings_origins_and_results_are_in_mlflow(watched: Watched) -> None:
     assert run.data.metrics["run/loss"] == pytest.approx(manifest.figures["loss"])
     assert run.data.metrics["run/dev/R_at_1"] == pytest.approx(manifest.figures["dev"]["R@1"])
     names = {file.path for file in watched.client.list_artifacts(run.info.run_id)}
-    assert names == {"recipe.yaml", "model_card.md"}
+    assert names == {"recipe.yaml", "environment.txt", "model_card.md", "history.parquet", "dev.parquet"}
+    inputs = {d.dataset.name: (d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs}
+    hashes = {role: content[:36] for role, content in manifest.parents.items()}
+    assert set(inputs.values()) == {(hashes["dataset"], "training"), (hashes["features"], "features")}
+    rows = watched.run.table("history").to_pylist()
+    losses = [[r["loss"] for r in rows if r["epoch"] == e] for e in sorted({r["epoch"] for r in rows})]
+    epochs = [value for _, value in history_of(watched.client, run.info.run_id, "epoch/loss")]
+    assert epochs == pytest.approx([sum(values) / len(values) for values in losses])
     assert watched.outcome.details[-1].startswith(f"MLflow run {run.info.run_id} at sqlite:///")
 
 
@@ -217,3 +224,24 @@ def test_to_be_watched_changes_nothing(watched: Watched) -> None:
     assert plain.manifest.content_hash == watched.run.manifest.content_hash
     assert not Path(plain.path("tracking")).exists()
     assert Path(watched.run.path("tracking")).is_dir()
+
+
+def test_a_driver_killed_before_its_last_words_is_made_up_for_by_the_same_command(watched: Watched) -> None:
+    run, root = watched.mlflow(), Path(watched.run.url).parent
+    names = ("train/loss", "dev/b/R_ID_at_1", "run/loss", "epoch/loss")
+    before = {name: history_of(watched.client, run.info.run_id, name) for name in names}
+    folder = Path(watched.run.path("tracking"))
+    (file,) = folder.glob("records-*.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    told = 1 + max(i for i, line in enumerate(lines) if json.loads(line).get("group") in ("train", "dev"))
+    file.write_text("".join(lines[:told]))
+    sent = json.loads((folder / "sent.json").read_text())
+    (folder / "sent.json").write_text(json.dumps({p: state | {"records": told} for p, state in sent.items()}))
+    watched.client.update_run(run.info.run_id, status="RUNNING")
+    asked = recipe(**WATCHED, mlflow_uri=f"sqlite:///{root}/mlflow.db")
+    outcome = train(asked, Context(root=str(root), out=watched.run.url))
+    assert outcome.message.startswith("nothing to do")
+    count = len(file.read_text().splitlines()) - told
+    assert outcome.details == (f"{count} records that MLflow lacked of this run were sent",)
+    assert watched.mlflow().info.status == "FINISHED"
+    assert {name: history_of(watched.client, run.info.run_id, name) for name in names} == before

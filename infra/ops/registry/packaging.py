@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from infra.base.errors import OacirError, VersionError
 from infra.ops.registry import galleries
 from infra.ops.registry.galleries import Encoded
+
+if TYPE_CHECKING:
+    from training.stored import Dtype, Precision
 
 CODE = "model_code.py"
 CARD = "MODEL_CARD.md"
@@ -23,6 +28,10 @@ PINNED = (
     "tokenizers", "torch", "transformers",
 )  # fmt: skip
 """What loading and asking a model imports, beside this package."""
+ARTIFACTS, EXPORT = "artifacts", "export"
+"""Folder of what the code reads, and in it of the trained model."""
+TOKENS = ("token_dtype", "token_precision")
+"""Of a model's configuration in MLflow."""
 NO_PART = ("README.md", CARD)
 """Files that are no part of what a model is: texts about it."""
 _PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".skops")
@@ -38,6 +47,7 @@ class Packed:
         schema_hash: of the signature alone.
         size_bytes: of all files.
         origin: name/key of the run and hashes of what it was made of, as texts.
+        tokens: type of the stored tokens that it reads, and its tower's arithmetic.
     """
 
     folder: Path
@@ -45,6 +55,12 @@ class Packed:
     schema_hash: str
     size_bytes: int
     origin: dict[str, str]
+    tokens: tuple[Dtype, Precision]
+
+    @property
+    def export(self) -> Path:
+        """The folder of the trained model in it."""
+        return self.folder / ARTIFACTS / EXPORT
 
     @property
     def tags(self) -> dict[str, str]:
@@ -62,6 +78,7 @@ def pack(
     encoded: Sequence[Encoded],
     origin: Mapping[str, str],
     card: str,
+    tokens: tuple[Dtype, Precision],
     folder: Path,
     package: str | None = None,
 ) -> Packed:
@@ -72,6 +89,7 @@ def pack(
         encoded: galleries that go with it.
         origin: run and hashes that it comes from.
         card: the model card.
+        tokens: type of the stored tokens that the model reads, and its tower's arithmetic.
         folder: where to.
         package: how pip installs this package; None pins its version.
 
@@ -84,7 +102,11 @@ def pack(
 
     refuse_pickles(export)
     with tempfile.TemporaryDirectory(prefix="oacir-galleries-") as name:
-        artifacts = {MODEL: str(export)}
+        named = export  # MLflow keeps the folder's name, which is no part of the model
+        if export.name != EXPORT:
+            named = Path(name) / EXPORT
+            shutil.copytree(export, named)
+        artifacts = {MODEL: str(named)}
         if encoded:
             galleries.write(Path(name) / GALLERIES, encoded)
             artifacts[GALLERIES] = str(Path(name) / GALLERIES)
@@ -95,6 +117,7 @@ def pack(
             signature=signature(),
             input_example=input_example(),
             pip_requirements=requirements(package),
+            model_config=dict(zip(TOKENS, tokens, strict=True)),
             metadata={META: dict(origin)},
         )
     (folder / CARD).write_text(card, encoding="utf-8")
@@ -117,8 +140,9 @@ def read(folder: Path) -> Packed:
         raise VersionError(f"{folder}: was not made by `oacir register`; register its run with it")
     schema = json.dumps(model.signature.to_dict(), sort_keys=True)
     schema_hash = hashlib.sha256(schema.encode()).hexdigest()
-    lines = [f"schema {schema_hash}"]
-    parts = [folder / CODE, *_files(folder / "artifacts")]
+    config = model.flavors["python_function"].get("config", {})
+    lines = [f"schema {schema_hash}", *(f"{name} {config[name]}" for name in TOKENS)]
+    parts = [folder / CODE, *_files(folder / ARTIFACTS)]
     for file in parts:
         if file.name not in NO_PART:
             lines.append(f"{file.relative_to(folder).as_posix()} {_sha256(file)}")
@@ -128,6 +152,7 @@ def read(folder: Path) -> Packed:
         schema_hash,
         sum(file.stat().st_size for file in _files(folder)),
         {str(k): str(v) for k, v in model.metadata[META].items()},
+        (config[TOKENS[0]], config[TOKENS[1]]),
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from infra.base import storage
 from infra.base.command import Context, Outcome
 from infra.base.config import Config, Name
-from infra.base.errors import OacirError
+from infra.base.errors import OacirError, VersionError
 from infra.base.tables import aligned
 from infra.base.tracking import shown
 from infra.ops.registry import gates as gating
@@ -124,16 +124,14 @@ def promoted(recipe: PromoteRecipe, context: Context, measured_by: Measure) -> O
 
 def measure(recipe: PromoteRecipe, context: Context, version: Any, packed: Packed) -> Measured:
     """A downloaded version, evaluated anew on the benchmark; what earlier evaluations found is not asked."""
-    from infra.ops.registry.retriever import MODEL
     from pipelines.retrieval.config import EvaluateRecipe
     from pipelines.retrieval.evaluate import evaluate
 
-    export = packed.folder / "artifacts" / _artifact_folder(packed, MODEL)
     evaluation = EvaluateRecipe(
         name="gate",
-        model=str(export),
+        model=str(packed.export),
         dataset=recipe.dataset,
-        features=recipe.features,
+        features=recipe.features or _features(recipe, context, packed),
         split=recipe.split,
         bootstrap_samples=100,  # no gate asks for intervals or blind baselines
         blind_references=1,
@@ -182,12 +180,25 @@ def _queries(recipe: PromoteRecipe, context: Context) -> list[dict[str, Any]]:
     ]
 
 
-def _artifact_folder(packed: Packed, name: str) -> str:
-    """The folder under artifacts/ that an artifact's name means."""
-    from mlflow.models import Model
+def _features(recipe: PromoteRecipe, context: Context, packed: Packed) -> str:
+    """The feature store of the benchmark's images in the very arithmetic that the model was trained on.
 
-    path = Model.load(str(packed.folder)).flavors["python_function"]["artifacts"][name]["path"]
-    return str(path).removeprefix("artifacts/")
+    Raises:
+        VersionError: there is none.
+    """
+    from pipelines.retrieval.inputs import find_dataset
+    from training.export import open_model
+    from training.stores import needed
+
+    dataset = find_dataset(context.root, recipe.dataset)
+    model, processor = open_model(str(packed.export))
+    images = next(iter(needed(dataset, processor)))
+    key = images.feature_key(model.tower_state_hash(), processor, *packed.tokens)
+    store = images.find(context.root, [key])
+    if store is None:
+        why = images.missing(context.root, [key], dataset)
+        raise VersionError(f"{why}; run `oacir embed` for the model first, or give --features")
+    return store.version.url
 
 
 def _drop_challenger(registered: Registered, version: str) -> None:

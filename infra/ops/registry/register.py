@@ -77,14 +77,14 @@ def register(recipe: RegisterRecipe, context: Context) -> Outcome:
             _galleries(recipe, context, place),
             origin,
             model_card(recipe.name, export, origin, evaluations),
+            place.token_types(None),
             Path(name) / "model",
             recipe.package,
         )
         try_out(packed, recipe.galleries)
         run_id = _run_id(registered, recipe, place, packed)
         version, new = registered.publish(packed, run_id, recipe.experiment, _description(place, evaluations))
-    if new:
-        _log_scores(registered, version, evaluations)
+    _log_scores(registered, version, evaluations)
     if recipe.challenger and registered.alias(CHALLENGER) != version and _is_no_champion(registered, version):
         registered.point(CHALLENGER, version)
     figures = {
@@ -196,25 +196,17 @@ def _galleries(recipe: RegisterRecipe, context: Context, place: ModelPlace) -> l
     if store is not None:
         return galleries.encode(model, processor, StoreTokens(store), dataset, recipe.galleries)
     _, uri_of = select_gallery(dataset, "all")
-    source = ImageTokens(model, processor, uri_of, "bfloat16")
+    source = ImageTokens(model, processor, uri_of, *place.token_types(None))
     return galleries.encode(model, processor, source, dataset, recipe.galleries)
 
 
 def _run_id(registered: Registered, recipe: RegisterRecipe, place: ModelPlace, packed: Packed) -> str:
     """The MLflow run of the version: the training's own, where it is on that server, else one made here."""
-    client = registered.client
     if place.run is not None:
         known = Spool(storage.join(place.run.url, FOLDER)).sent(shown(registered.uri))[0]
         if known is not None:
             return known
-    experiment = registered.experiment(recipe.experiment)
-    asked = f"tags.`oacir.model_hash` = '{packed.model_hash}'"
-    found = client.search_runs([experiment], asked, max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    made = client.create_run(experiment, run_name=f"register {place.name}", tags=packed.tags)
-    client.set_terminated(made.info.run_id)
-    return str(made.info.run_id)
+    return registered.run_of(packed, recipe.experiment, f"register {place.name}")
 
 
 def _description(place: ModelPlace, evaluations: Sequence[Version]) -> str:
@@ -234,8 +226,10 @@ def _log_scores(registered: Registered, version: str, evaluations: Sequence[Vers
     """The scores as metrics of the logged model, under the names that `mlflow sync` gives them."""
     from mlflow.entities import Metric
 
+    if not evaluations:
+        return
     found = registered.find(version)
-    for evaluation in evaluations:
+    for evaluation in evaluations:  # told again, MLflow keeps each once
         figures = evaluation.manifest.figures
         group = f"{figures['split']}/{figures['dataset']['name']}"
         metrics = [

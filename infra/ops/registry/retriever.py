@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from mlflow.models import ModelSignature
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 MODEL, GALLERIES = "model", "galleries"
 """Names of the artifacts."""
 ROWS_AT_ONCE = 32
-TOKENS_AS: Literal["bfloat16"] = "bfloat16"
-"""Tokens are rounded as the default feature store rounds them, so that vectors are those of an evaluation."""
 
 
 def signature() -> ModelSignature:
@@ -92,13 +90,18 @@ class Retriever(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Read what lies beside this code."""
+        import torch
+
         from infra.ops.registry import galleries
+        from infra.ops.registry.packaging import TOKENS
         from pipelines.retrieval.engine import Encoder
         from pipelines.retrieval.inputs import ImageTokens
         from training.export import open_model
 
         model, self.processor = open_model(context.artifacts[MODEL])
-        self.tokens = ImageTokens(model, self.processor, {}, TOKENS_AS)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")  # tokens are made where the model is by now
+        types = [context.model_config[name] for name in TOKENS]
+        self.tokens = ImageTokens(model, self.processor, {}, *types)
         self.encoder = Encoder(model, self.processor, self.tokens)
         folder = context.artifacts.get(GALLERIES)
         self.galleries = {} if folder is None else galleries.read(Path(folder))

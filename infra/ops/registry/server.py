@@ -28,7 +28,11 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+"""MLflow alone would try a server that is away for four minutes. A user's own setting wins."""
 
 
 def server_uri(named: str | None) -> str:
@@ -146,9 +150,7 @@ class Registered:
             else:
                 self.client.set_registered_model_alias(self.name, alias, version)
 
-    def publish(
-        self, packed: Packed, run_id: str | None, experiment: str, description: str
-    ) -> tuple[str, bool]:
+    def publish(self, packed: Packed, run_id: str, experiment: str, description: str) -> tuple[str, bool]:
         """Make a model folder a version, unless the same model is one; also by two at once, and after a kill.
 
         Returns:
@@ -174,7 +176,19 @@ class Registered:
                 self.client.delete_model_version(self.name, str(made.version))
             return first, first == str(made.version)
 
-    def _upload(self, packed: Packed, run_id: str | None, experiment: str) -> Any:
+    def run_of(self, packed: Packed, experiment: str, name: str) -> str:
+        """Id of a run that a version of this model belongs to; made where there is none."""
+        with self._speaking():
+            place = self.experiment(experiment)
+            asked = f"tags.`oacir.model_hash` = '{packed.model_hash}'"
+            found = self.client.search_runs([place], asked, max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            made = self.client.create_run(place, run_name=name, tags=packed.tags)
+            self.client.set_terminated(made.info.run_id)
+            return str(made.info.run_id)
+
+    def _upload(self, packed: Packed, run_id: str, experiment: str) -> Any:
         """The files on the server, as a logged model; one that an earlier try left is gone on with."""
         place = self.experiment(experiment)
         asked = f"tags.`oacir.model_hash` = '{packed.model_hash}'"
@@ -301,5 +315,6 @@ class Registered:
         except OacirError:
             raise
         except Exception as error:
-            why = " ".join(str(error).split())[:300]
+            why = " ".join(str(error).split())
+            why = why if len(why) <= 300 else f"{why[:140]} … {why[-140:]}"  # the cause often comes last
             raise OacirError(f"MLflow at {shown(self.uri)}: {why}") from error

@@ -122,7 +122,8 @@ def copy(recipe: CopyRecipe, context: Context) -> Outcome:
         target.ensure()
         note = f"Copied from version {found.version} of {recipe.name}."
         description = f"{found.description or ''}\n{note}".strip()
-        version, new = target.publish(packed, None, recipe.experiment, description)
+        run_id = target.run_of(packed, recipe.experiment, f"copy {recipe.name} {found.version}")
+        version, new = target.publish(packed, run_id, recipe.experiment, description)
     if history.champion(target.log()) != version:
         target.point(CHALLENGER, version)
     what = "copied" if new else "nothing to do: the same model is there already,"

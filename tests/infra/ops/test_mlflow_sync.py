@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer
-from small_root import make_root
+from small_root import make_root, make_run
 
 from infra.base import storage
 from infra.base.command import Context
@@ -15,9 +15,16 @@ from infra.base.errors import OacirError, RecipeError
 from infra.base.spool import FOLDER, Spool
 from infra.base.versions import Version, resolve
 from infra.ops.mlflow_sync import SyncRecipe, sync
-from training.logged import by_epoch, mending
+from training.logged import by_epoch, mended, mending
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"
+    )  # whoever asked for more before in this process
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,6 @@ def test_scores_and_pages_are_put_beside_a_run(
     mlflow_server: MlflowServer, context: Context, tmp_path: Path
 ) -> None:
     from mlflow.tracking import MlflowClient
-    from small_root import make_run
 
     from pipelines.retrieval.config import EvaluateRecipe
     from pipelines.retrieval.evaluate import evaluate
@@ -136,6 +142,26 @@ def test_scores_and_pages_are_put_beside_a_run(
     assert contexts == {"test"}
     with pytest.raises(OacirError, match="evaluates none of the runs named"):
         sync(recipe.model_copy(update={"runs": ["adafocal"], "files": []}), context)
+
+
+def test_the_model_goes_along_where_the_recipe_asked_for_it(
+    mlflow_server: MlflowServer, context: Context, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    dataset = resolve(context.root, "datasets", "benchmark")
+    made = make_run(context.root, dataset, "whole", "none")
+    storage.write_bytes(made.path("export", "README.md"), b"# card")
+    recipe = {"tracking": {"log_model": True}}
+    run = Version(made.url, made.manifest.model_copy(update={"recipe": recipe}))
+    spool = killed_driver(run)
+    assert mended(run, mlflow_server.uri)
+    client = MlflowClient(mlflow_server.uri)
+    run_id = found_run(mlflow_server, spool).info.run_id
+    names = {f.path: f.file_size for f in client.list_artifacts(run_id, "export")}
+    weights = next(f for f in run.manifest.files if f.path.endswith("model.safetensors"))
+    assert names[weights.path] == weights.size_bytes
+    assert "export/config.json" in names
 
 
 def test_what_is_missing_is_said_in_one_line(

@@ -187,13 +187,14 @@ def test_the_same_model_is_the_same_version_also_by_two_at_once(
     assert (again["version"], again["new"]) == (first["version"], False)
     assert again["model_hash"] == first["model_hash"]
     packed = Registered(scene.uri, "shop").download(Registered(scene.uri, "shop").find("1"), tmp_path)
+    run_id = Registered(scene.uri, "twins").run_of(packed, "oacir twins", "twins")
     barrier, found = threading.Barrier(3), []
 
     def publish() -> None:
         registered = Registered(scene.uri, "twins")
         registered.ensure()
         barrier.wait()
-        found.append(registered.publish(packed, None, "oacir twins", ""))
+        found.append(registered.publish(packed, run_id, "oacir twins", ""))
 
     threads = [threading.Thread(target=publish) for _ in range(3)]
     for thread in threads:
@@ -263,7 +264,9 @@ def test_back_to_the_champion_before_and_all_of_it_is_history(scene: Scene, firs
     assert registered.alias(CHAMPION) == "1"
 
 
-def test_to_production_it_goes_as_challenger_and_once(scene: Scene, first: dict[str, Any]) -> None:
+def test_to_production_it_goes_as_challenger_and_once(
+    scene: Scene, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = CopyRecipe(name="shop", mlflow_uri=scene.uri, to_name="shop.production", version="champion")
     copied = copy(recipe, scene.context)
     assert (copied.figures["version"], copied.figures["new"]) == ("1", True)
@@ -272,6 +275,13 @@ def test_to_production_it_goes_as_challenger_and_once(scene: Scene, first: dict[
     there = Registered(scene.uri, "shop.production")
     assert (there.alias(CHALLENGER), there.alias(CHAMPION)) == ("1", None)
     assert len(load(scene, "models:/shop.production@challenger").predict(example())) == 1
+    monkeypatch.chdir(tmp_path)  # a database without a server keeps files in the working directory
+    elsewhere = f"sqlite:///{tmp_path}/production.db"
+    moved = copy(recipe.model_copy(update={"to_uri": elsewhere, "to_name": None}), scene.context)
+    assert (moved.figures["version"], moved.figures["new"]) == ("1", True)
+    other = Registered(elsewhere, "shop")
+    assert other.alias(CHALLENGER) == "1"
+    assert other.download(other.find("1"), tmp_path / "back").model_hash == first["model_hash"]
     with pytest.raises(OacirError, match="copied onto itself"):
         copy(CopyRecipe(name="shop", mlflow_uri=scene.uri), scene.context)
 
@@ -395,3 +405,12 @@ def test_what_is_wrong_is_said_in_one_line(scene: Scene, first: dict[str, Any], 
     (tmp_path / "weights.bin").rename(tmp_path / "weights.json")
     with pytest.raises(OacirError, match="pickle"):
         packaging.refuse_pickles(tmp_path)
+
+
+def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(OacirError, match=r"MLflow at http://127\.0\.0\.1:9: .*refused"):
+        show(HistoryRecipe(name="shop", mlflow_uri="http://127.0.0.1:9"), Context(root="/none"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(OacirError, match="mlflow_uri is null and MLFLOW_TRACKING_URI is not set"):
+        show(HistoryRecipe(name="shop"), Context(root="/none"))
