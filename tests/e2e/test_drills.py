@@ -46,7 +46,9 @@ def drilled(name: str, tmp_path: Path, *more: str) -> tuple[int, dict[str, Any]]
     return done.returncode, json.loads(place.read_text())
 
 
-@pytest.mark.parametrize("name", DRILLS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("driver", "worker") else pytest.param(n, marks=pytest.mark.long) for n in DRILLS]
+)
 def test_nothing_is_lost_or_done_twice(name: str, tmp_path: Path) -> None:
     code, result = drilled(name, tmp_path)
     (trial,) = result["results"]
@@ -56,7 +58,7 @@ def test_nothing_is_lost_or_done_twice(name: str, tmp_path: Path) -> None:
     assert trial["same_content"]
     assert trial["same_accounts"]
     assert trial["as_stated"]
-    assert result["redone_share"] <= 0.1
+    assert trial["files_redone"] <= 10  # what two workers had in hand
 
 
 @pytest.mark.drill
