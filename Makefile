@@ -25,7 +25,7 @@ demo: .venv  ## the whole way on a procedural world: photos → benchmark → fe
 test: .venv  ## all tests but the long ones
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-long: .venv  ## the tests that take minutes: compiled layers, workers killed while they stream photos, loss options on two workers
+long: .venv  ## the tests that take minutes: further drills, compiled layers, workers killed while they stream photos
 	$(BIN)/pytest -m long
 
 check: lint types layers test  ## what CI runs: ruff, mypy strict, layers, tests

@@ -53,7 +53,7 @@ def recipe(folder: Path, root: str) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_shards_on_s3_are_read_by_ranges_and_a_lost_store_costs_nothing(bucket: str, tmp_path: Path) -> None:

@@ -73,7 +73,13 @@ def recipe_of(changes: dict[str, object]) -> TrainRecipe:
     )
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=lambda name: name.replace(" ", "-"))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(n, marks=() if n == "crop of masks, named" else pytest.mark.long, id=n.replace(" ", "-"))
+        for n in WAYS
+    ],
+)
 def way(request: pytest.FixtureRequest, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Way:
     root = tmp_path_factory.mktemp("way")
     dataset = write_benchmark(root, identities=6, domains=("a",), masked=("red", "blue"))

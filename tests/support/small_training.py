@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -144,6 +145,7 @@ def on_processes(world_size: int, work: Callable[[int], Any]) -> Any:
         out = Path(folder) / "out.pt"
 
         def run(rank: int) -> None:
+            faulthandler.enable(2)  # pytest's own lies elsewhere: a crash of a child would show no stack
             torch.set_num_threads(1)
             os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
             dist.init_process_group(

@@ -77,6 +77,7 @@ def test_the_export_is_the_average_of_the_weights_after_every_step(root: str) ->
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_an_average_survives_a_kill(root: str) -> None:
     steps = 40
     asked = {"steps": steps, "epochs": 40}
