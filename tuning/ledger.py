@@ -13,6 +13,7 @@ from infra.base.progress import Progress
 from tuning import orphans
 from tuning.records import TrialRecord, last_figures, write
 from tuning.schedulers import REPLAYED
+from tuning.space import token
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 5.0
@@ -49,22 +50,14 @@ class Ledger(tune.Callback):
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         """A trial begins, or begins again after its process was lost."""
         number, values = trial.config["trial"]["number"], trial.config["trial"]["values"]
-        before = self.records.get(number)
-        if before is None:
+        if number not in self.records:
             self._keep(TrialRecord(number=number, values=values))
-        elif before.values != values:
-            changed = ", ".join(
-                f"{k} {before.values[k]} → {v}" for k, v in values.items() if before.values[k] != v
-            )
-            self._keep(
-                before.model_copy(update={"values": dict(values), "changes": (*before.changes, changed)})
-            )
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A dev measurement, or the end."""
-        record = self._of(trial)
         if result.get(REPLAYED):
             return
+        record = _moved(self._of(trial), result)
         if result.get("state"):
             known = {name: result[name] for name in FIELDS if name in result}
             self._end(TrialRecord.model_validate(record.model_dump() | known))
@@ -72,7 +65,7 @@ class Ledger(tune.Callback):
         item = result["reading"]
         if all(kept.step != item["step"] for kept in record.readings):
             tree = record.model_dump()
-            tree |= {"run": result["run"], "origin": result["origin"], "readings": [*tree["readings"], item]}
+            tree |= {"run": result["run"], "readings": [*tree["readings"], item]}
             self._keep(TrialRecord.model_validate(tree))
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
@@ -118,3 +111,14 @@ class Ledger(tune.Callback):
         value = record.figures.get(self.objective)
         note = record.state if value is None else f"{self.objective} {value:.2f}"
         self.progress.update(done, f"trial {record.number}: {note}", at_once=True)
+
+
+def _moved(record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
+    """The record of a trial that population based training has given another's checkpoint and other values."""
+    origin, values = result["origin"], result["values"]
+    if (origin, values) == (record.origin, record.values):
+        return record
+    said = f"went on from {'/'.join(origin.rstrip('/').split('/')[-2:])} with {token(values)}"
+    return record.model_copy(
+        update={"values": dict(values), "origin": origin, "changes": (*record.changes, said)}
+    )

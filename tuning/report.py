@@ -71,7 +71,7 @@ def notes(records: Sequence[TrialRecord], recipe: SweepRecipe) -> list[str]:
     """What a reader has to know before believing the page."""
     said = [
         "All figures are of the dev split, by which the best is chosen, so its own are too good: what counts is one"
-        " `oacir evaluate` of it on test."
+        " evaluation of it on test (oacir evaluate)."
     ]
     states = [r.state for r in records]
     if failed := states.count("failed"):
@@ -97,7 +97,11 @@ def best_table(best: Sequence[TrialRecord], recipe: SweepRecipe) -> dict[str, An
     for record in best:
         overall = record.domains.get(OVERALL, {})
         cells = [
-            {"value": short(record.figures.get(m)), "interval": _interval(overall.get(m))} for m in metrics
+            {
+                "value": f"{record.figures[m]:.2f}" if m in record.figures else "",
+                "interval": _interval(overall.get(m)),
+            }
+            for m in metrics
         ]
         run = place(record.run)
         rows.append(

@@ -89,7 +89,7 @@ class Course:
         for note in notes:
             if note.group == "dev" and self.last_told < note.step < self.total_steps:
                 self.last_told = note.step
-                self.items.put(result(reading(note), self.run_url, self.origin))
+                self.items.put(result(reading(note), self.run_url) | self._which())
 
     def stopping(self) -> bool:
         """See `Listener`."""
@@ -117,7 +117,12 @@ class Course:
             logging.getLogger(__name__).debug("trial %d failed", self.number, exc_info=True)
             # a scheduler would miss the figure that it judges by
             end = {"state": "failed", "reason": why(error)} | dict.fromkeys(self.shared.objectives, math.nan)
-        self.items.put({"run": self.run_url, **end, "seconds": time.monotonic() - began, "done": True})
+        end |= self._which() | {"seconds": time.monotonic() - began, "done": True}
+        self.items.put({"run": self.run_url} | end)
+
+    def _which(self) -> dict[str, Any]:
+        """What population based training changes of a trial."""
+        return {"values": self.values, "origin": self.origin or ""}
 
     def _described(self, run_url: str, recipe: TrainRecipe) -> dict[str, Any]:
         arguments = (run_url, recipe, self.shared.root, self.shared.objectives, self.shared.intervals)
@@ -136,7 +141,7 @@ class Replay:
 
     def __init__(self, record: TrialRecord, objectives: Sequence[str]) -> None:
         kept = list(record.readings[:-1] if record.state == "finished" else record.readings)
-        self.items = [result(item, record.run, None) | {REPLAYED: True} for item in kept]
+        self.items = [result(item, record.run) | {REPLAYED: True} for item in kept]
         figures = record.figures if record.state == "finished" else dict.fromkeys(objectives, math.nan)
         self.items.append({REPLAYED: True, "state": record.state, **figures, "done": True})
 
@@ -205,9 +210,9 @@ class Trial(tune.Trainable):
         self.pointer = json.loads((Path(checkpoint) / POINTER).read_text())
 
 
-def result(item: Reading, run_url: str, origin: str | None) -> dict[str, Any]:
+def result(item: Reading, run_url: str) -> dict[str, Any]:
     """A measurement as Ray Tune takes it: the figures by name for the scheduler, the whole for the record."""
-    return {**item.figures, "reading": item.model_dump(mode="json"), "run": run_url, "origin": origin or ""}
+    return {**item.figures, "reading": item.model_dump(mode="json"), "run": run_url}
 
 
 def named(recipe: TrainRecipe, sweep: str, number: int) -> TrainRecipe:

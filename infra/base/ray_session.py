@@ -21,6 +21,7 @@ QUIET = {
 PACE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
 """Ray Train looks at its workers every 2 s: as long a pause after each report and at the end of every training."""
 TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

@@ -78,19 +78,19 @@ def test_a_population_copies_its_best_and_goes_on_from_there(root: Path) -> None
     space = {
         "training.learning_rate": {"kind": "grid", "values": [LEARNS, LEARNS_NOT]},
     }
-    training = {"epochs": 2 * EPOCHS, "checkpoint_every_steps": 3, "schedule": "constant"}
+    training = {"epochs": EPOCHS, "checkpoint_every_steps": 3, "schedule": "constant"}
     recipe = sweep(space, {"training": training}, algorithm={"kind": "grid"}, scheduler=pbt, intervals=False)
     outcome = tune(recipe, Context(root=str(root)))
     best, copied = records(outcome)
     assert (best.state, copied.state) == ("finished", "finished")
     assert best.changes == ()
-    assert copied.changes
+    assert copied.changes[0].startswith(f"went on from small/{best.run.rsplit('/', 1)[-1]} with ")
     assert copied.origin
     # the copy's history is that of the other run up to the step it was taken from
     history, other = (open_version(r.run).table("history").to_pydict() for r in (copied, best))
-    assert history["step"] == list(range(1, 2 * STEPS + 1))
+    assert history["step"] == list(range(1, STEPS + 1))
     assert history["loss"][:3] == other["loss"][:3]
-    assert copied.figures["avg"] > 3 * copied.readings[0].figures["avg"] or copied.figures["avg"] > 20
+    assert copied.figures["avg"] > 2 * copied.readings[0].figures["avg"]
     assert not reserved()
 
 
