@@ -40,7 +40,9 @@ def _line(cls: Section, tree: Mapping[str, Any], key: str, item: Any, where: str
         return f"unknown key '{key}' in {where}; {_hint(cls, tree, key)}"
     if kind in ("union_tag_not_found", "union_tag_invalid") or (kind == "missing" and len(kinds) > 1):
         said = f" = {value['kind']!r}" if kind == "union_tag_invalid" else " is missing"
-        return f"{key}.kind{said} in {where}; set --{key}.kind to one of {', '.join(kinds)}"
+        # of a section inside a mapping pydantic alone knows them
+        known = ", ".join(kinds) or str(item.get("ctx", {}).get("expected_tags", "")).replace("'", "")
+        return f"{key}.kind{said} in {where}; set --{key}.kind to one of {known}"
     if kind == "missing" and kinds:
         needed = [r.key for r in field_rows(kinds[""], f"{key}.") if r.default == "required"]
         return f"'{key}' is missing in {where}; set {' '.join(f'--{k} VALUE' for k in needed)} or the keys in the file"

@@ -82,6 +82,15 @@ def test_every_problem_of_a_file_is_said_at_once(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
+def test_an_unknown_kind_of_dimension_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {extends: tiny.yaml}\nspace:\n  training.seed: {kind: chioce, values: [1]}\n")
+    with pytest.raises(
+        RecipeError, match=r"kind = 'chioce' .* one of choice, grid, uniform, loguniform, int$"
+    ):
+        load_recipe(SweepRecipe, str(path))
+
+
 def test_two_sweeps_of_like_trials_have_one_key_whatever_they_are_called() -> None:
     one = sweep(BETA, algorithm={"kind": "grid"})
     other = sweep(
