@@ -117,6 +117,7 @@ class StepShards(DataConfig):  # type: ignore[misc]  # ray is untyped here
             Steps(start, end),
             override_num_blocks=end - start,
             num_cpus=0,
+            concurrency=1,  # a task says one number; without a bound Ray starts a process for each of them
         ).map_batches(
             ReaderProcess,
             batch_size=1,

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
+import ray
 import torch
 from small_benchmark import write_benchmark
 from small_plan import plan_of
@@ -22,14 +24,16 @@ from pipelines.embed import embed
 from pipelines.retrieval.config import EvaluateRecipe
 from pipelines.retrieval.evaluate import evaluate
 from training.answers import with_negatives
+from training.batches import Sampler
 from training.config import TrainingSection, TrainRecipe
 from training.data import read_quadruples
 from training.devset import MEASURES, load_dev, measure
 from training.export import build_model, open_model
 from training.feed import Fed, Feed
-from training.online import STEPS_OPENED_BEFORE, STEPS_PLANNED, OnlineFeed, StepStream
+from training.online import STEPS_OPENED_BEFORE, STEPS_PLANNED, OnlineFeed, StepShards, StepStream
 from training.pixels import image_set
 from training.reader import Plan, Reader
+from training.tower_config import TowerSection
 from training.trainer import train
 
 SMALL = {
@@ -184,6 +188,37 @@ def test_a_stream_begins_the_next_execution_before_the_present_one_ends() -> Non
     for _ in range(STEPS_PLANNED - STEPS_OPENED_BEFORE + 2):
         next(stream)
     assert opened.wait(timeout=30)
+
+
+@pytest.mark.ray
+def test_a_stream_takes_a_few_processes_however_many_steps_it_has(
+    plan: Plan, ray_session: None, tmp_path: Path
+) -> None:
+    steps, readers = 48, 1
+    section = TowerSection(mode="frozen", readers=readers)
+    sampler = Sampler(np.zeros(len(plan.queries), np.int64), 2, 0)
+    small = ray.put(dataclasses.replace(plan, sampler=sampler))
+    shards = StepShards(str(tmp_path), steps, small, section, 10**6)
+    ((shard,),) = (each.values() for each in shards.configure({}, 1, None, None))
+    (raylet,) = ray._private.worker._global_node.all_processes["raylet"]
+    workers = psutil.Process(raylet.process.pid)
+    before, most, ended = len(workers.children()), [0], threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.2):
+            most.append(len(workers.children()))
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    seen = [
+        step
+        for batch in shard.iter_batches(batch_size=None, prefetch_batches=1)
+        for step in sorted(set(batch["step"].tolist()))
+    ]
+    ended.set()
+    counting.join()
+    assert seen == list(range(steps))
+    assert max(most) < before + 10
 
 
 def test_a_photo_that_cannot_be_read_ends_the_stream_in_one_line(plan: Plan) -> None:
