@@ -206,7 +206,8 @@ class Call:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage or recipe, 3 refused, 130 interrupted."""
+    """Run one command; the exit code is 0 done, 1 failed, 2 wrong usage or recipe, 3 refused, 130
+    interrupted, 143 ended by SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -374,7 +375,8 @@ options of every command
   --debug          show the trace of an error and the log
 
 {PROGRAM} COMMAND --help lists the recipe's fields. Set RAY_ADDRESS to use a running Ray cluster.
-exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 a check refused the result, 130 interrupted (resumable)"""
+exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 3 a check refused the result, 130 interrupted and 143 ended by
+SIGTERM (both resumable)"""
 
 
 def _family_help(name: str) -> str:

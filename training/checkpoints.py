@@ -3,6 +3,9 @@
 `checkpoints/step-00000123/rank-0-of-2.safetensors`, … Every file appears whole or not at all, so a kill at any moment
 leaves the last complete step intact. Beside each lies its CRC-32, so that bytes that a disk or a store has changed are
 noticed, and training goes on from the checkpoint before. Nothing is unpickled.
+
+`checkpoints/best-00000120.safetensors`: the weights that were the best on dev then, kept as long as training may go on
+from a checkpoint that knows of no better.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ SUM = ".crc32"
 """Behind the name of a part: the file with its sum."""
 _STEP = re.compile(r"step-(\d{8})")
 _PART = re.compile(r"rank-(\d+)-of-(\d+)\.safetensors")
+_BEST = re.compile(r"best-(\d{8})\.safetensors")
 
 
 def is_due(step: int, last: int, longest: int, least: int = 1) -> bool:
@@ -116,10 +120,28 @@ def load(run_url: str, step: int, rank: int, world_size: int) -> dict[str, Tenso
     Raises:
         DamagedError: the part holds other bytes than were written.
     """
+    return _parsed(_part_url(run_url, step, rank, world_size))
+
+
+def load_best(run_url: str, step: int) -> dict[str, Tensor]:
+    """The weights that were the best on dev after a step, by name.
+
+    Raises:
+        OacirError: they are not there, or hold other bytes than were written.
+    """
+    return _parsed(_best_url(run_url, step))
+
+
+def best_steps(run_url: str) -> list[int]:
+    """Steps whose weights were the best on dev and are still kept, oldest first."""
+    found = [_BEST.fullmatch(file.path) for file in storage.files_in(storage.join(run_url, FOLDER))]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _parsed(url: str) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load as parse
 
-    url = _part_url(run_url, step, rank, world_size)
     data = storage.read_bytes(url)
     stated = storage.read_bytes(url + SUM).decode() if storage.exists(url + SUM) else "none"
     if stated != _sum(data):
@@ -145,6 +167,9 @@ def remove_after(run_url: str, step: int) -> None:
         found = _STEP.fullmatch(folder)
         if found and int(found[1]) > step:
             storage.remove(storage.join(base, folder))
+    for best in best_steps(run_url):
+        if best > step:
+            _remove_best(run_url, best)
 
 
 def remove_all(run_url: str) -> None:
@@ -160,13 +185,17 @@ def branch(origin_url: str, run_url: str) -> int:
     """
     for step in reversed(complete_steps(origin_url)):
         folder = storage.join(FOLDER, f"step-{step:08d}")
+        best = [_best_url("", b).strip("/") for b in best_steps(origin_url) if b <= step][-1:]
         try:
-            # the parts after their sums, as they were written
-            for file in sorted(
-                storage.files_in(storage.join(origin_url, folder)), key=lambda f: not f.path.endswith(SUM)
-            ):
-                data = storage.read_bytes(storage.join(origin_url, folder, file.path))
-                storage.write_bytes(storage.join(run_url, folder, file.path), data)
+            parts = [storage.join(folder, f.path) for f in storage.files_in(storage.join(origin_url, folder))]
+            # the parts behind the best weights and their sums, as they were written
+            for path in [
+                *(b + s for b in best for s in (SUM, "")),
+                *sorted(parts, key=lambda p: not p.endswith(SUM)),
+            ]:
+                storage.write_bytes(
+                    storage.join(run_url, path), storage.read_bytes(storage.join(origin_url, path))
+                )
         except (OSError, OacirError):  # the other run has deleted it for newer ones: half a copy
             storage.remove(storage.join(run_url, folder))
             continue
@@ -175,41 +204,87 @@ def branch(origin_url: str, run_url: str) -> int:
 
 
 class CheckpointWriter:
-    """Writes this rank's parts in a thread, so that training goes on meanwhile; at most one is under way."""
+    """Writes this rank's parts in a thread, so that training goes on meanwhile; at most one is under way.
+
+    A write that fails, after all the patience that `storage` has, ends nothing: the checkpoints before are as good as
+    they were, and the next one may come through.
+
+    Attributes:
+        problem: why the last write failed; empty if it did not.
+        failures: how many failed in a row.
+        last_s, spent_s: seconds that the last finished part took, and all of them.
+    """
 
     def __init__(self, run_url: str, rank: int, world_size: int, kept: int) -> None:
         self.run_url, self.rank, self.world_size, self.kept = run_url, rank, world_size, kept
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._under_way: Future[None] | None = None
+        self._part: Future[None] | None = None
+        self._best: Future[None] | None = None
+        self._unwritten: tuple[str, dict[str, Tensor]] | None = None
+        self.problem, self.failures = "", 0
         self.last_s, self.spent_s = 0.0, 0.0
-        """Seconds that the last finished one took, and all of them."""
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Copy the state and start writing it; waits for the one before, and raises what that one raised."""
-        self.wait()
+        """Copy the state and start writing it; waits for the part before, not for the best weights."""
         began = time.monotonic()
-        copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-        self._under_way = self._pool.submit(self._write, step, copies, began)
+        self._note(self._part)
+        url = _part_url(self.run_url, step, self.rank, self.world_size)
+        self._part = self._pool.submit(self._write_part, url, _copied(state), began)
+
+    def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights that are the best on dev so far and start writing them; for one rank alone.
+
+        No part of a checkpoint is written before they are, so that one that knows of them never lacks them.
+        """
+        self._note(self._best)
+        self._unwritten = _best_url(self.run_url, step), _copied(weights)
+        self._best = self._pool.submit(self._write_best)
+
+    def settle(self) -> str:
+        """Wait until nothing is under way; why the last write failed, or nothing."""
+        best, part, self._best, self._part = self._best, self._part, None, None
+        self._note(best)
+        self._note(part)
+        return self.problem
+
+    @property
+    def busy(self) -> bool:
+        """Whether a part is being written."""
+        return self._part is not None and not self._part.done()
 
     def wait(self) -> None:
-        """Wait until nothing is under way; raises what the writing raised."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        """Wait until nothing is under way.
+
+        Raises:
+            OacirError: the last write failed.
+        """
+        if self.settle():
+            raise OacirError(self.problem)
 
     def close(self) -> None:
         """Finish what is under way and end the thread."""
+        self.settle()
+        self._pool.shutdown()
+
+    def _note(self, under_way: Future[None] | None) -> None:
+        """Wait for a write and note how it ended."""
+        if under_way is None:
+            return
         try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+            under_way.result()
+        except OacirError as error:
+            self.problem, self.failures = str(error), self.failures + 1
+        else:
+            self.problem, self.failures = "", 0
 
-    def _write(self, step: int, state: dict[str, Tensor], began: float) -> None:
-        from safetensors.torch import save
+    def _write_best(self) -> None:
+        if self._unwritten is not None:
+            _write(*self._unwritten)
+            self._unwritten = None
 
-        url, data = _part_url(self.run_url, step, self.rank, self.world_size), save(state)
-        storage.write_bytes(url + SUM, _sum(data).encode())  # first: the part itself is what counts
-        storage.write_bytes(url, data)
+    def _write_part(self, url: str, tensors: dict[str, Tensor], began: float) -> None:
+        self._write_best()
+        _write(url, tensors)
         if self.rank == 0:
             self._prune()
         self.last_s = time.monotonic() - began
@@ -217,9 +292,34 @@ class CheckpointWriter:
 
     def _prune(self) -> None:
         done = complete_steps(self.run_url)
-        if len(done) > self.kept:
-            for step in done[: -self.kept]:
-                storage.remove(storage.join(self.run_url, FOLDER, f"step-{step:08d}"))
+        for step in done[: -self.kept]:
+            storage.remove(storage.join(self.run_url, FOLDER, f"step-{step:08d}"))
+        # training may go on from the oldest that is kept, which has to find the best of then
+        oldest = done[-self.kept :][0] if done else 0
+        for best in [step for step in best_steps(self.run_url) if step <= oldest][:-1]:
+            _remove_best(self.run_url, best)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def _write(url: str, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    data = save(tensors)
+    storage.write_bytes(url + SUM, _sum(data).encode())  # first: the file itself is what counts
+    storage.write_bytes(url, data)
+
+
+def _best_url(run_url: str, step: int) -> str:
+    return storage.join(run_url, FOLDER, f"best-{step:08d}.safetensors")
+
+
+def _remove_best(run_url: str, step: int) -> None:
+    url = _best_url(run_url, step)
+    storage.remove(url)
+    storage.remove(url + SUM)
 
 
 def _part_url(run_url: str, step: int, rank: int, world_size: int) -> str:

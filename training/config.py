@@ -213,7 +213,12 @@ class ScalingSection(Config):
     """On what it runs."""
 
     workers: Positive = 2
-    """Training workers (one process each)."""
+    """Training workers (one process each); with `min_workers` the most."""
+    min_workers: Positive | None = None
+    """Fewest workers. Training then begins with as many as there is room for, goes on with fewer when machines go, and
+    with more when they come, from a checkpoint; the batch stays. Null takes exactly `workers`, and waits for them."""
+    look_every_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds between looks for room for more workers; each change of their number costs a new start."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage, what is divided among the workers: nothing (0), the optimizer's state (1), gradients too
     (2), weights too (3: for a tower that is trained; measuring on dev makes the model whole for the while)."""
@@ -229,10 +234,21 @@ class ScalingSection(Config):
     """Where each worker keeps the frozen tokens: on its GPU, in pinned memory of the host, or mapped from disk; auto
     takes the first of these that they fit in with room to spare, on a CPU mapped."""
     max_failures: Annotated[int, Field(ge=0)] = 2
-    """Worker losses after which training goes on by itself from the last complete checkpoint."""
+    """Worker losses after which training goes on by itself from the last complete checkpoint; counted anew once there
+    is a newer one. Workers and machines that leave with notice do not count."""
+    hang_s: Annotated[float, Field(gt=0)] | None = 600.0
+    """Seconds without a finished step (or piece of a measurement) after which workers are taken for hanging, and
+    started anew as lost ones are; null waits as long as collectives do, half an hour."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which training does not begin."""
+        return self.workers if self.min_workers is None else self.min_workers
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.fewest > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}, the most")
         if self.zero_stage == 0 and self.offload_optimizer:
             raise ValueError("offload_optimizer needs a zero_stage from 1 to 3")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -101,9 +101,16 @@ def load_dev(
 
 
 def measure(
-    model: AdaFocalModel, store: TokenRows, galleries: list[Gallery], device: torch.device, batch_size: int
+    model: AdaFocalModel,
+    store: TokenRows,
+    galleries: list[Gallery],
+    device: torch.device,
+    batch_size: int,
+    beat: Callable[[], None] | None = None,
 ) -> list[tuple[float, ...]]:
-    """Dev metrics, the same on every worker: one row (queries, R_ID@1, R@1, R@5) per gallery, percent."""
+    """Dev metrics, the same on every worker: one row (queries, R_ID@1, R@1, R@5) per gallery, percent; `beat` is called
+    before each forward."""
+    beat = beat or _nothing
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     step = max(1, batch_size // world_size)
     was_training = model.training
@@ -114,13 +121,13 @@ def measure(
             start, end = share(len(gallery.candidate_rows), rank, world_size)
             own = gallery.candidate_rows[start:end]
             empty = torch.zeros(0, *model.target_shape, device=device)
-            vectors = [
-                model.encode_target(store.tokens(own[i : i + step]).to(device)).float()
-                for i in range(0, len(own), step)
-            ]
+            vectors = []
+            for i in range(0, len(own), step):
+                beat()
+                vectors.append(model.encode_target(store.tokens(own[i : i + step]).to(device)).float())
             targets = gather_rows(torch.cat([empty, *vectors]), len(gallery.candidate_rows))
             start, end = share(len(gallery.queries), rank, world_size)
-            ranks = _ranks(model, store, gallery, np.arange(start, end), targets, step)
+            ranks = _ranks(model, store, gallery, np.arange(start, end), targets, step, beat)
             target_rank, instance_rank = gather_rows(ranks.to(device), len(gallery.queries)).cpu().numpy().T
             recall = recall_at(target_rank, (1, 5))
             found.append(
@@ -130,12 +137,23 @@ def measure(
     return found
 
 
+def _nothing() -> None:
+    pass
+
+
 def _ranks(
-    model: AdaFocalModel, store: TokenRows, gallery: Gallery, rows: Rows, targets: Tensor, step: int
+    model: AdaFocalModel,
+    store: TokenRows,
+    gallery: Gallery,
+    rows: Rows,
+    targets: Tensor,
+    step: int,
+    beat: Callable[[], None],
 ) -> Tensor:
     """Ranks of target and instance for some queries of a gallery, int64 [n, 2]."""
     queries, parts = gallery.queries, [torch.zeros(0, 2, dtype=torch.int64)]
     for i in range(0, len(rows), step):
+        beat()
         some = rows[i : i + step]
         tokens = store.tokens(queries.reference_rows[some])
         input_ids, mask = queries.texts(some)

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from training.config import TrainRecipe
 
-TRAINED, BEST = "trained.safetensors", "best.safetensors"
-"""Files that rank 0 leaves in the run until the driver has exported the model."""
+TRAINED = "trained.safetensors"
+"""File that rank 0 leaves in the run until the driver has exported the model."""
 
 PROFILE_FOLDER = "profile"
 """Where a run keeps its traces."""
+
+
+class Wish(IntEnum):
+    """Why a training is to be left between two steps; where several are asked for, the largest counts."""
+
+    NONE = 0
+    RESIZE = 1
+    """Save, and start again with the workers that there is room for now."""
+    MOVE = 2
+    """Save, and start again: a process or a machine is about to be taken away."""
+    STOP = 3
+    """Save, and end."""
+    GIVE_UP = 4
+    """End: what is learned cannot be saved."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +55,6 @@ class Job:
     total_steps: int
     label: str = ""
     """Of the run, `name/key`: what its Prometheus metrics are tagged with."""
-    stoppable: bool = False
-    """Whether somebody may ask the board to end the training."""
 
 
 class Note(NamedTuple):
@@ -60,26 +73,89 @@ class Note(NamedTuple):
     figures: dict[str, float]
 
 
+class Started(NamedTuple):
+    """Workers that began to train.
+
+    Attributes:
+        step: behind which they go on.
+        nodes: Ray's id of each one's machine, by rank.
+    """
+
+    step: int
+    nodes: tuple[str, ...]
+
+
+class News(NamedTuple):
+    """What the driver learns at a look.
+
+    Attributes:
+        row: the newest history row, if any.
+        notes: those that were not read yet.
+        warnings: the same.
+        working: the workers that train now; None while none do.
+    """
+
+    row: dict[str, float] | None
+    notes: list[Note]
+    warnings: list[str]
+    working: Started | None
+
+
 class Board:
-    """Where rank 0 says how far training is; lives as an actor beside the workers."""
+    """Where workers and driver tell each other what they have to know; lives as an actor beside the workers."""
 
     def __init__(self) -> None:
         self.row: dict[str, float] | None = None
+        self.starts: list[Started] = []
+        self.working = False
+        self.wish, self.why = Wish.NONE, ""
+        self.left: Wish | None = None
         self.notes: list[Note] = []
         self.parts: dict[str, float] = {}
         self.held: list[dict[str, int]] = []
         self.failure = ""
         self.rows: list[int] = []
         self.warnings: list[str] = []
-        self.stop_asked, self.stopped_after = False, 0
 
     def warn(self, text: str) -> None:
         """Something that the user has to know and that does not stop the training."""
         self.warnings.append(text)
 
-    def warned(self) -> list[str]:
-        """All of it."""
-        return self.warnings
+    def start(self, step: int, nodes: Iterable[str]) -> None:
+        """All workers are there and go on behind a step."""
+        self.starts.append(Started(step, tuple(nodes)))
+        self.working = True
+        self._forget()
+
+    def ask(self, wish: Wish, why: str) -> None:
+        """Ask the workers to leave, and say why in some words."""
+        if wish > self.wish:
+            self.wish, self.why = wish, why
+
+    def asked(self) -> Wish:
+        """What the workers are asked."""
+        return self.wish
+
+    def leave(self, wish: Wish) -> None:
+        """All workers have left, and why."""
+        self.left, self.working = wish, False
+
+    def ready(self) -> None:
+        """Before workers are started: forget what the last ones were asked and did, but for an end."""
+        self.left, self.working = None, False
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.wish < Wish.STOP:
+            self.wish, self.why = Wish.NONE, ""
+
+    def outcome(self) -> tuple[Wish | None, str]:
+        """Why all workers left before the end, None if they did not, and what was said of it."""
+        return self.left, self.why
+
+    def started(self) -> list[Started]:
+        """Every start so far."""
+        return self.starts
 
     def post(self, row: dict[str, float]) -> None:
         """The newest history row."""
@@ -89,33 +165,18 @@ class Board:
         """Add to what is told. A worker that was lost tells some of it again."""
         self.notes += notes
 
-    def read(self, start: int) -> tuple[dict[str, float] | None, list[Note]]:
-        """The newest history row, if any; what was told from the note with index `start` on."""
-        return self.row, self.notes[start:]
+    def read(self, notes: int, warnings: int) -> News:
+        """What there is to know for someone who has read so many notes and warnings."""
+        working = self.starts[-1] if self.working else None
+        return News(self.row, self.notes[notes:], self.warnings[warnings:], working)
 
     def finish(self, parts: dict[str, float], held: list[dict[str, int]]) -> None:
         """Seconds by part of the steps; bytes of the training state on each worker by kind (`memory.KINDS`)."""
         self.parts, self.held = parts, held
 
     def fail(self, message: str, rows: Iterable[int]) -> None:
-        """A problem that trying again would not cure, and the rows of the batch that it came up with."""
+        """A problem that trying again would not cure, and the rows of the batch that it came up with, if it did."""
         self.failure, self.rows = message, [int(row) for row in rows]
-
-    def stop(self) -> None:
-        """Ask the workers to leave at the next step at which all of them look."""
-        self.stop_asked = True
-
-    def stops(self) -> bool:
-        """Whether they were asked to."""
-        return self.stop_asked
-
-    def left(self, step: int) -> None:
-        """They did, after that step."""
-        self.stopped_after = step
-
-    def left_after(self) -> int:
-        """After which step they left because they were asked to; 0 where they did not."""
-        return self.stopped_after
 
     def result(self) -> tuple[dict[str, float], list[dict[str, int]], str, list[int]]:
         """Seconds by part, bytes of each worker; the problem if there was one, and its rows."""

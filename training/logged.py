@@ -14,7 +14,7 @@ from importlib import metadata
 import yaml
 
 from infra.base import storage
-from infra.base.errors import OacirError
+from infra.base.errors import OacirError, TerminatedError
 from infra.base.spool import FOLDER, Spool, flattened
 from infra.base.teller import Teller
 from infra.base.tracking import PATIENCE_S, Tracker, send, shown, tracking_uri
@@ -83,7 +83,7 @@ def logged(recipe: TrainRecipe, draft: Draft, parents: Mapping[str, Version]) ->
     try:
         yield log_
     except BaseException as error:
-        killed = isinstance(error, (KeyboardInterrupt, StoppedError))
+        killed = isinstance(error, (KeyboardInterrupt, StoppedError, TerminatedError))
         log_.failure = tracker.close("KILLED" if killed else "FAILED", 0.0 if killed else PATIENCE_S)
         raise
     else:

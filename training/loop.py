@@ -22,13 +22,15 @@ from training.batches import QuerySet, Sampler
 from training.checkpoints import CheckpointWriter, DamagedError
 from training.devset import DEV_COLUMNS, MEASURES, Gallery, dev_readings, mean_by_step, measure
 from training.distributed import largest_of_all, share
+from training.drain import Drain
 from training.engine import Engine, trained_weights
 from training.features import FeatureStore
 from training.feed import BatchesAhead, Fed, Feed
 from training.flops import Shapes, step_flops
 from training.gauges import Gauges
 from training.history import HISTORY_COLUMNS, DivergedError, History
-from training.job import BEST, TRAINED, Job, Note
+from training.job import TRAINED, Job, Note, Wish
+from training.liveness import Liveness
 from training.meters import Parts, Reading, memory_bytes, new_meter
 from training.model.adafocal import AdaFocalModel
 from training.model.auto import config_of, new_model
@@ -43,6 +45,8 @@ POST_EVERY_S = 0.5
 JUDGED_EVERY_STEPS = 16
 """Steps after which every worker looks whether all losses so far are numbers. Never by the clock: a worker that left
 alone would let the others wait in a collective."""
+MOST_FAILED = 3
+"""Checkpoints in a row that may fail to be written; after that training ends, since it would learn for nothing."""
 
 
 def train_worker(job: Job) -> None:
@@ -66,14 +70,9 @@ def train_worker(job: Job) -> None:
     except DivergedError as error:
         # told to the driver, which stops: raised here, Ray Train would take it for a lost worker and try again
         ray.get(job.board.fail.remote(str(error), error.rows))
-    except LeavingError:
-        ray.get(job.board.left.remote(loop.step))
     finally:
+        loop.life.close()
         loop.writer.close()
-
-
-class LeavingError(Exception):
-    """Somebody asked for the end of the training. Every worker finds so after the same step."""
 
 
 class Loop:
@@ -102,13 +101,16 @@ class Loop:
         self.last_rows = np.zeros(0, np.int64)
         self.parts = Parts()
         self.meter, self.gauges = new_meter(job, device), Gauges(job.label, self.rank)
+        self.drain = Drain(job.board, self.rank)
+        self.life = Liveness(job.recipe.scaling.hang_s, self._tell_of_end)
         self.step, self.saved, self.posted = 0, 0, 0.0
         self.least = 1
         """Steps that the next checkpoint has to keep away from the last one."""
 
     def run(self) -> None:
-        """Resume, train to the last step, and leave the trained weights in the run."""
+        """Resume, train to the last step, and leave the trained weights in the run; or leave before, as asked."""
         self.resume()
+        self.begin()
         self.engine.model.train()
         total = self.job.total_steps
         section, run_url = self.job.recipe.tracking, self.job.run_url
@@ -121,25 +123,46 @@ class Loop:
                 self.train_step(fed, began, feed.waited_s - waited)
                 waited = feed.waited_s
                 self.meter.add(self.step, waited, self.parts.paused)
+                self.life.beat()
+                wish = self.drain.after_step()
                 if trace.active:
                     with self.parts.time("profile"):
                         trace.step(self.step)
                 ended_epoch = self.step % self.sampler.steps_per_epoch == 0
                 if self._dev_is_due(ended_epoch, fed.epoch):
                     self.measure_dev(fed.epoch)
-                every = self.training.checkpoint_every_steps
-                if (
-                    self.step == total
-                    or self.exhausted()
-                    or checkpoints.is_due(self.step, self.saved, every, self.least)
-                ):
+                every, done = self.training.checkpoint_every_steps, self.step == total or self.exhausted()
+                if wish and not done:
+                    self.leave(wish)
+                    return
+                if done or checkpoints.is_due(self.step, self.saved, every, self.least):
                     self.save()
                 elif self.step % JUDGED_EVERY_STEPS == 0:
                     self.judge()
                 elif time.monotonic() - self.posted > POST_EVERY_S:
                     self.flush()
                 began = time.perf_counter()
+        self.drain.close()
         self.finish()
+
+    def begin(self) -> None:
+        """Tell the driver that all workers are there, and where."""
+        nodes: list[str] = [""] * self.world_size
+        dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+        if self.rank == 0:
+            ray.get(self.job.board.start.remote(self.step, nodes))
+
+    def leave(self, wish: Wish) -> None:
+        """Save what is learned and go, behind the same step on every worker."""
+        self.drain.close()
+        if wish < Wish.GIVE_UP:
+            self.save()
+            self.life.beat()
+            if problem := self.writer.settle():
+                self.job.board.warn.remote(f"step {self.step:,} could not be saved: {problem}")
+        dist.barrier()
+        if self.rank == 0:
+            ray.get(self.job.board.leave.remote(wish))
 
     def feed(self) -> BatchesAhead:
         """This worker's batches from the present step to the last."""
@@ -213,23 +236,18 @@ class Loop:
 
         Raises:
             DivergedError: of the first such step.
-            LeavingError: the training shall end here.
         """
         self.flush()
         if self.history.diverged is not None:
             raise self.history.diverged
-        if self.job.stoppable:
-            # rank 0 alone asks, so that all leave after the same step
-            asked = self.rank == 0 and ray.get(self.job.board.stops.remote())
-            if largest_of_all(float(asked), self.device):
-                raise LeavingError
 
     def measure_dev(self, epoch: int) -> None:
         """Measure on the dev galleries, keep the best weights if the recipe asks for them, report to Ray Train."""
         began = time.perf_counter()
         self.judge()
         with self.engine.measured() as model:
-            found = measure(model, self.store, self.galleries, self.device, self.training.dev_batch_size)
+            size, beat = self.training.dev_batch_size, self.life.beat
+            found = measure(model, self.store, self.galleries, self.device, size, beat)
         seconds = time.perf_counter() - began
         self.parts.seconds["dev"] = self.parts.seconds.get("dev", 0.0) + seconds
         best_before = max(mean_by_step(self.dev).values(), default=-1.0)
@@ -238,7 +256,9 @@ class Loop:
             self.tell("dev", dev_readings(self.dev[-len(found) :], self.galleries))
         mean = mean_by_step(self.dev)[self.step]
         if self.training.select == "best_on_dev" and mean > best_before:
-            self._write_weights(BEST)
+            with self.engine.measured() as best:
+                if self.rank == 0:
+                    self.writer.save_best(self.step, trained_weights(best, self.engine.shapes))
         averages = torch.tensor([row[1:] for row in found]).mean(0).tolist()
         metrics = {f"dev_{name}": value for name, value in zip(MEASURES, averages, strict=True)}
         ray.train.report(
@@ -257,12 +277,25 @@ class Loop:
                     f"the weights are no numbers any more after step {self.step}", self.last_rows
                 )
             self.writer.save(self.step, self.state())
+            self._bear_failures()
             if self.step < 1 / checkpoints.GROWTH and self.least == 1:
-                self.writer.wait()  # so early that one lost step is more than a twentieth of the work
+                self.writer.settle()  # so early that one lost step is more than a twentieth of the work
             least = checkpoints.least_distance(self.writer.last_s, self.writer.spent_s, self.parts.step_s)
             # every worker has clocks of its own; all have to save after the same steps
             self.least = int(largest_of_all(float(least), self.device))
         self.saved = self.step
+
+    def _bear_failures(self) -> None:
+        """Say that a checkpoint could not be written; too many in a row end the training."""
+        failures, problem = self.writer.failures, self.writer.problem
+        if failures >= MOST_FAILED:
+            self.job.board.fail.remote(f"{failures} checkpoints in a row could not be written: {problem}", ())
+            self.drain.ask(Wish.GIVE_UP, problem)
+        elif failures:
+            self.job.board.warn.remote(f"a checkpoint could not be written, training goes on: {problem}")
+
+    def _tell_of_end(self, why: str) -> None:
+        ray.get(self.job.board.warn.remote(f"worker {self.rank} ended itself: {why}"))
 
     def state(self) -> dict[str, Tensor]:
         """This rank's part of the state; rank 0, which alone reports, adds the history."""
@@ -278,8 +311,10 @@ class Loop:
         Raises:
             DamagedError: there are checkpoints, and none can be read.
         """
-        problem = ""
-        for step in reversed(checkpoints.complete_steps(self.job.run_url)):
+        problem, steps = "", [checkpoints.complete_steps(self.job.run_url)]
+        dist.broadcast_object_list(steps, 0, device=self.device)  # all have to look at the same
+        for step in reversed(steps[0]):
+            self.life.beat()
             try:
                 self.restore(step)
             except DamagedError as error:
@@ -287,13 +322,13 @@ class Loop:
                 if self.rank == 0:
                     ray.get(self.job.board.warn.remote(f"{problem}; training goes on from the one before"))
                 continue
-            if problem and self.rank == 0:  # nobody looks at the damaged ones again
-                checkpoints.remove_after(self.job.run_url, step)
-            return
-        if problem:
+            break
+        if problem and not self.step:
             raise DamagedError(
                 f"{problem}, and so are all others; delete {checkpoints.FOLDER}/ to begin anew"
             )
+        if self.rank == 0:
+            checkpoints.remove_after(self.job.run_url, self.step)
 
     def restore(self, step: int) -> None:
         """Continue after a complete checkpoint.
@@ -325,7 +360,7 @@ class Loop:
     def finish(self) -> None:
         """Leave the last weights and what a step cost by part."""
         self.writer.wait()
-        self._write_weights(TRAINED)
+        self._write_weights()
         held: list[dict[str, int]] = [{}] * self.world_size
         dist.all_gather_object(held, self.engine.bytes)
         if self.rank == 0:
@@ -349,14 +384,13 @@ class Loop:
             return False
         return self.step == self.job.total_steps or (ended_epoch and (epoch + 1) % every == 0)
 
-    def _write_weights(self, name: str) -> None:
-        """What is exported, written by rank 0; to be called on every worker."""
+    def _write_weights(self) -> None:
+        """The last weights, written by rank 0; to be called on every worker."""
         from safetensors.torch import save
 
         with self.engine.measured() as model:
             if self.rank:
                 return
-            data = save(
-                trained_weights(model, self.engine.shapes)
-            )  # inside: on a CPU these are the model's own weights
-        storage.write_bytes(storage.join(self.job.run_url, name), data)
+            # inside: on a CPU these are the model's own weights
+            data = save(trained_weights(model, self.engine.shapes))
+        storage.write_bytes(storage.join(self.job.run_url, TRAINED), data)

@@ -32,6 +32,22 @@ def room(nodes: Iterable[Mapping[str, float]], needed: Mapping[str, float]) -> i
     )
 
 
+def leaving() -> frozenset[str]:
+    """Ray's ids of machines that are about to be taken away."""
+    from ray._private.state import state  # what Ray Train asks; no public call says it
+
+    return frozenset(state.get_draining_nodes())
+
+
+def room_now(scaling: ScalingSection) -> int:
+    """How many workers fit on the machines that stay."""
+    import ray
+
+    gone = leaving()
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in gone]
+    return room(nodes, needs(scaling))
+
+
 def require_workers_fit(scaling: ScalingSection, prefix: str = "") -> int:
     """Refuse a training that the session has no room for; where the cluster can grow, tell that it waits.
 
@@ -46,22 +62,23 @@ def require_workers_fit(scaling: ScalingSection, prefix: str = "") -> int:
         OacirError: fewer workers fit than the recipe asks for.
     """
     import ray
-    from ray._private.state import state  # what Ray Train asks; no public call says it
+    from ray._private.state import state
 
     nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = needs(scaling)
     fitting = room(nodes, needed)
-    if fitting >= scaling.workers:
+    if fitting >= scaling.fewest:
         return fitting
     there = " and ".join(f"{sum(n.get(kind, 0.0) for n in nodes):g} {kind}s" for kind in needed)
     each = " and ".join(f"{amount:g} {kind}{'s' * (amount != 1)}" for kind, amount in needed.items())
+    key = "workers" if scaling.min_workers is None else "min_workers"
     told = (
-        f"{prefix}scaling.workers {scaling.workers}: each needs {each} of one machine, the Ray session has {there} on"
+        f"{prefix}scaling.{key} {scaling.fewest}: each needs {each} of one machine, the Ray session has {there} on"
         f" {len(nodes)} machine{'s' * (len(nodes) != 1)}, room for {fitting}"
     )
     if state.get_max_resources_from_cluster_config():
         log.warning("%s; waiting for the cluster to grow", told)
         return fitting
     gpu = f", set {prefix}scaling.use_gpu to false" if scaling.use_gpu else ""
-    fewer = f"{prefix}scaling.workers or {prefix}scaling.cpus_per_worker"
+    fewer = f"{prefix}scaling.{key} or {prefix}scaling.cpus_per_worker"
     raise OacirError(f"{told}; lower {fewer}{gpu}, or join more machines (RAY_ADDRESS)")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import signal
-import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +19,7 @@ from infra.base.versions import Draft, FileEntry, Version, content_hash, file_en
 from training import card, checkpoints
 from training.anchors import anchors_of, region_counts
 from training.answers import require_room, with_negatives
+from training.attempts import RAY_FOLDER, Watch, run_to_end
 from training.bank import bank_bytes
 from training.batches import Sampler
 from training.config import TrainRecipe
@@ -33,12 +31,11 @@ from training.data import (
     read_quadruples,
     training_texts,
 )
-from training.job import BEST, PROFILE_FOLDER, TRAINED, Board, Job, work
-from training.listening import Listener, StoppedError
+from training.job import PROFILE_FOLDER, TRAINED, Board, Job
+from training.listening import Listener
 from training.logged import Log, logged, mending
 from training.memory import NUMBER, predicted
-from training.room import needs, require_workers_fit
-from training.tracking import note
+from training.room import require_workers_fit
 
 if TYPE_CHECKING:
     from training.features import FeatureStore
@@ -47,8 +44,8 @@ if TYPE_CHECKING:
 
 QUERIES_NAMED = 8
 """Queries of a batch that a complaint names, at most."""
-POLL_S = 0.2
-RAY_FOLDER = "ray"
+DIVERGED = "diverged.json"
+"""File of a run whose training diverged: the queries of the batch."""
 UNTIMED = (
     "step", "epoch", "loss", "temperature", "beta_mean", "beta_std", "learning_rate", "gradient_norm",
     "loss_scale", "skipped",
@@ -101,6 +98,7 @@ def train(
     Raises:
         OacirError: no such dataset, no features or stale ones, or training failed.
         StoppedError: the listener ended it.
+        TerminatedError: a signal did.
     """
     began = time.monotonic()
     warning = recipe.model.warning()
@@ -288,8 +286,6 @@ def _fit(
 ) -> tuple[dict[str, Any], int]:
     """Run the loop under Ray Train; figures of what it cost here, and the step it went on from."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     from infra.base.ray_session import connect
     from training.devset import load_dev
@@ -339,56 +335,39 @@ def _fit(
         board=board,
         total_steps=inputs.total_steps,
         label=f"{draft.name}/{draft.key}",
-        stoppable=listener is not None,
-    )
-    scaling = recipe.scaling
-    filesystem, folder = storage.arrow_filesystem(storage.join(draft.url, RAY_FOLDER))
-    trainer = TorchTrainer(
-        work,
-        train_loop_config=job,
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=scaling.workers,
-            use_gpu=scaling.use_gpu,
-            resources_per_worker=needs(scaling),
-        ),
-        # A name of its own for each attempt: Ray Train would resume an earlier one of the same name from its own,
-        # older record. Resuming is ours, from the checkpoints of all ranks.
-        run_config=RunConfig(
-            name=uuid.uuid4().hex[:12],
-            storage_path=folder,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=scaling.max_failures),
-        ),
-        **streamed,
     )
     resumed = done[-1] if done else 0
     with (
         Progress("train", inputs.total_steps, "steps", done=resumed) as progress,
-        _Watch(board, progress, log, listener),
+        Watch(board, recipe.scaling, progress, log, listener) as watch,
     ):
-        try:
-            with _own_interrupt():
-                trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _training_error(error, draft.url) from error
+        run_to_end(job, streamed, watch)
     parts: dict[str, float]
     parts, held, failure, rows = ray.get(board.result.remote())
-    for warning in ray.get(board.warned.remote()):
-        logging.getLogger(__name__).warning(warning)
+    starts = ray.get(board.started.remote())
     if failure:
-        asked = quadruples["query_id"].take(rows).to_pylist()
         kept = checkpoints.complete_steps(draft.url)
-        raise OacirError(diverged_line(failure, asked, kept[-1] if kept else 0, draft.url))
-    if left := ray.get(board.left_after.remote()):
-        raise StoppedError(f"{draft.url}: stopped after step {left:,}; the same recipe goes on")
+        asked = quadruples["query_id"].take(rows).to_pylist() if rows else []
+        raise _failed(failure, asked, kept[-1] if kept else 0, draft)
     if not storage.exists(draft.path(TRAINED)):
         raise OacirError(f"{draft.url}: training stopped before its end; the same command goes on")
     ray.kill(board)
-    storage.remove(storage.join(draft.url, RAY_FOLDER))
+    for name in (RAY_FOLDER, DIVERGED):
+        storage.remove(storage.join(draft.url, name))
     steps = checkpoints.complete_steps(draft.url)[-1] - resumed
     per_step = {part: round(1000 * seconds / steps, 2) for part, seconds in parts.items()} if steps else {}
-    return {"ms_per_step": per_step, "bytes_of_worker": held}, resumed
+    began = [{"step": start.step, "workers": len(start.nodes)} for start in starts]
+    return {"ms_per_step": per_step, "bytes_of_worker": held, "starts": began}, resumed
+
+
+def _failed(failure: str, query_ids: Sequence[str], kept: int, draft: Draft) -> OacirError:
+    """What a training that cannot go on tells; the whole batch, where one is to blame, lies in the run."""
+    if not query_ids:
+        left = f"the checkpoint of step {kept:,} is good, and the same command goes on from there"
+        return OacirError(f"{failure}; {left if kept else 'no checkpoint was written'} (run {draft.url})")
+    told = {"problem": failure, "query_ids": list(query_ids), "checkpoint": kept}
+    storage.write_bytes(draft.path(DIVERGED), json.dumps(told, indent=1, ensure_ascii=False).encode())
+    return OacirError(diverged_line(failure, query_ids, kept, draft.url))
 
 
 def diverged_line(failure: str, query_ids: Sequence[str], kept: int, run_url: str) -> str:
@@ -401,7 +380,8 @@ def diverged_line(failure: str, query_ids: Sequence[str], kept: int, run_url: st
         run_url: where the run lies.
     """
     named = ", ".join(query_ids[:QUERIES_NAMED])
-    more = f" and {len(query_ids) - QUERIES_NAMED:,} more" if len(query_ids) > QUERIES_NAMED else ""
+    others = len(query_ids) - QUERIES_NAMED
+    more = f" and {others:,} more (all in {DIVERGED} of the run)" if others > 0 else ""
     left = f"the checkpoint of step {kept:,} is good" if kept else "no checkpoint was written"
     return (
         f"{failure}, in the batch of queries {named}{more}; lower training.learning_rate or set training.clip_norm,"
@@ -420,20 +400,25 @@ def _commit(
     from training.history import HISTORY_COLUMNS
     from training.towers import merge_adapters
 
-    chosen = BEST if recipe.training.select == "best_on_dev" else TRAINED
-    learned = load(storage.read_bytes(draft.path(chosen)))
+    last_step = checkpoints.complete_steps(draft.url)[-1]  # before the recipe's last where patience ran out
+    state = next(checkpoints.Saved.newest(draft.url, last_step, recipe.scaling.workers).parts(0))
+    means = mean_by_step(state["dev"].tolist())
+    exported = last_step
+    if recipe.training.select == "best_on_dev":
+        exported = max(means, key=means.__getitem__)  # the first of equals, as the loop chose
+        learned = checkpoints.load_best(draft.url, exported)
+    else:
+        learned = load(storage.read_bytes(draft.path(TRAINED)))
     lacking = {n for n, p in inputs.model.named_parameters() if p.requires_grad} ^ set(learned)
     if lacking:
         raise OacirError(
-            f"{draft.path(chosen)}: its weights are not those that this recipe trains, first {min(lacking)}; delete the"
-            " run and train again"
+            f"{draft.url}: the weights of step {exported:,} are not those that this recipe trains, first"
+            f" {min(lacking)}; delete the run and train again"
         )
     inputs.model.load_state_dict(learned, strict=False)
     if recipe.tower.mode == "lora":
         merge_adapters(inputs.model)
     files: list[FileEntry] = write_export(inputs.model.eval(), inputs.processor, draft.url)
-    last_step = checkpoints.complete_steps(draft.url)[-1]  # before the recipe's last where patience ran out
-    state = next(checkpoints.Saved.newest(draft.url, last_step, recipe.scaling.workers).parts(0))
     history = _table(state["history"], HISTORY_COLUMNS, ("step", "epoch"))
     dev = _table(state["dev"], DEV_COLUMNS, ("step", "epoch", "gallery", "queries"))
     names = _dev_domains(inputs.dataset, recipe.training.leave_out_domains)
@@ -443,9 +428,6 @@ def _commit(
         storage.write_table(draft.path(f"{name}.parquet"), table)
         files.append(file_entry(draft.url, f"{name}.parquet", len(table)))
     last = history.slice(len(history) - 1).to_pylist()[0]
-    means = mean_by_step(state["dev"].tolist())
-    # the first of equals, as the loop chose
-    exported = max(means, key=means.__getitem__) if chosen == BEST else last["step"]
     measured = dev.filter(pa.compute.equal(dev["step"], exported))
     figures: dict[str, Any] = {
         "steps": last["step"],
@@ -475,8 +457,7 @@ def _commit(
         seconds={"train": seconds},
         figures=figures,
     )
-    for name in (TRAINED, BEST):
-        storage.remove(draft.path(name))
+    storage.remove(draft.path(TRAINED))
     return version
 
 
@@ -489,76 +470,3 @@ def _table(values: Any, columns: tuple[str, ...], whole: tuple[str, ...]) -> Any
 
     arrays = {name: pa.array(values[:, i].numpy()) for i, name in enumerate(columns)}
     return pa.table({n: a.cast(pa.int64()) if n in whole else a for n, a in arrays.items()})
-
-
-def _training_error(error: Exception, run_url: str) -> Exception:
-    """The worker's own complaint in one line, where there is one."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", failure)
-        text = " ".join(str(cause).split())
-        return OacirError(
-            f"training failed in worker {rank}: {text[-600:]}; the run is at {run_url}, the same command goes on"
-        )
-    return error
-
-
-@contextmanager
-def _own_interrupt() -> Iterator[None]:
-    """Ctrl-C as everywhere: Ray Train's handler would end the process with exit code 0, and stay in place for ever."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as end:
-        raise KeyboardInterrupt from end
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
-
-
-class _Watch:
-    """Carries the board's news to the progress line and to MLflow while the driver waits for Ray Train."""
-
-    def __init__(self, board: Any, progress: Progress, log: Log, listener: Listener | None) -> None:
-        self.board, self.progress, self.log, self.listener = board, progress, log, listener
-        self.told, self.note = 0, ""
-        self.shown = progress.done
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        with suppress(Exception):  # the board may be what was lost
-            self._read()
-
-    def _watch(self) -> None:
-        import ray
-
-        while not self.stop.wait(POLL_S):
-            try:
-                self._read()
-            except ray.exceptions.RayError:  # whatever ended the board ends the training too, which says why
-                return
-
-    def _read(self) -> None:
-        import ray
-
-        row, notes = ray.get(self.board.read.remote(self.told))
-        self.told += len(notes)
-        self.log.notes(notes)
-        if self.listener is not None:
-            self.listener.notes(notes)
-            if self.listener.stopping():
-                self.board.stop.remote()
-        for told in notes:
-            if told.group == "train" and told.step > self.shown:
-                self.shown, self.note = told.step, note(told.figures)
-                self.progress.update(max(0, told.step - self.progress.done), self.note, at_once=True)
-        if row is not None:
-            done = int(row["step"])
-            self.progress.update(done - self.progress.done, self.note or f"loss {row['loss']:.3f}")

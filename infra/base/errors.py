@@ -30,5 +30,13 @@ class RefusedError(OacirError):
     exit_code = 3
 
 
+class TerminatedError(OacirError):
+    """A signal asked for an end, and the work ended in an orderly way; the exit code is the shell's for that signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 class VersionError(OacirError):
     """A stored version is absent, unfinished, stale or of an unknown schema."""

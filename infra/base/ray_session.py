@@ -18,8 +18,9 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 """What keeps Ray and transformers from speaking over our own progress; a user's own setting wins."""
-PACE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
-"""Ray Train looks at its workers every 2 s: as long a pause after each report and at the end of every training."""
+PACE = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25", "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
+"""Ray Train looks at its workers every 2 s: as long a pause after each report and at the end of every training. It
+waits 30 s for lost workers to take leave of the others."""
 TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -78,7 +78,7 @@ def no_watchdog() -> None:
 
 def no_resume() -> None:
     """A training does not look for the checkpoints of an earlier run."""
-    from training import checkpoints, trainer
+    from training import attempts, checkpoints
     from training.job import work
 
     def afresh(job: Any) -> Any:
@@ -88,10 +88,135 @@ def no_resume() -> None:
         return work(job)
 
     checkpoints.complete_steps = lambda url: []
-    trainer.work = afresh
+    attempts.work = afresh
 
 
-PLANTS = {f.__name__: f for f in (ignore_finished, no_retries, no_watchdog, no_resume)}
+def changed_in_workers(change: Any) -> None:
+    """Let the training workers change something before they begin."""
+    from training import attempts
+
+    work = attempts.work
+
+    def changed(job: Any) -> Any:
+        change()
+        return work(job)
+
+    attempts.work = changed
+
+
+def poison(step: int) -> None:
+    """The tokens of a step, from 1, are no numbers on worker 1."""
+
+    def change() -> None:
+        from training.loop import Loop
+
+        true = Loop.train_step
+
+        def train_step(self: Any, fed: Any, *rest: Any) -> None:
+            if self.step == step - 1 and self.rank == 1:
+                fed = fed._replace(
+                    batch=fed.batch._replace(reference_tokens=fed.batch.reference_tokens * float("nan"))
+                )
+            true(self, fed, *rest)
+
+        Loop.train_step = train_step
+
+    changed_in_workers(change)
+
+
+def no_sums() -> None:
+    """A checkpoint is taken for what it should be."""
+
+    def change() -> None:
+        from safetensors.torch import load
+
+        from infra.base import storage
+        from training import checkpoints as of_the_worker
+
+        of_the_worker._parsed = lambda url: dict(load(storage.read_bytes(url)))
+
+    changed_in_workers(change)
+
+
+def no_count_of_parts() -> None:
+    """A step counts as soon as a part of it lies there."""
+    from training import checkpoints
+
+    def complete(url: str) -> dict[int, set[int]]:
+        from infra.base import storage
+
+        names = storage.list_folders(storage.join(url, "checkpoints"))
+        return {int(name.removeprefix("step-")): {2} for name in names}
+
+    def change() -> None:
+        from training import checkpoints as of_the_worker
+
+        of_the_worker._complete = complete
+
+    checkpoints._complete = complete
+    changed_in_workers(change)
+
+
+def no_draining() -> None:
+    """Nobody asks the workers to leave: signals end what they reach."""
+    from training import attempts, drain
+
+    class Deaf:
+        received, again, passed_on = None, False, False
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def nothing() -> None:
+        pass
+
+    attempts.Signals = Deaf  # type: ignore[assignment,misc]
+    attempts.leaving = frozenset
+    made = attempts.trainer
+
+    def deaf(job: Any, streamed: Any) -> Any:
+        drain.ListeningConfig = drain.TorchConfig
+        return made(job, streamed)
+
+    attempts.trainer = deaf
+
+
+def no_patience() -> None:
+    """The first checkpoint that cannot be written ends the training."""
+
+    def change() -> None:
+        from training import loop
+
+        loop.MOST_FAILED = 1
+
+    changed_in_workers(change)
+
+
+def no_judging() -> None:
+    """A loss that is no number is a loss as any other."""
+
+    def change() -> None:
+        from training import history
+
+        history.math.isfinite = lambda value: True  # type: ignore[attr-defined]
+        from training.engine import Engine
+
+        Engine.broken = lambda self: False
+        Engine.overflows = property(lambda self: False, lambda self, value: None)
+
+    changed_in_workers(change)
+
+
+PLANTS = {
+    f.__name__: f
+    for f in (
+        ignore_finished, no_retries, no_watchdog, no_resume, no_sums, no_count_of_parts, no_draining, no_patience,
+        no_judging,
+    )
+}  # fmt: skip
 
 
 def main() -> int:
@@ -102,10 +227,13 @@ def main() -> int:
     parser.add_argument("--without", choices=PLANTS, help="which recovery is taken out")
     parser.add_argument("--hang", action="store_true", help="decoding hangs where a file's end says so")
     parser.add_argument("--reject", action="append", default=[], help="reject this image at once as timeout")
+    parser.add_argument("--poison", type=int, help="a batch of training that is no numbers, as its step")
     options = parser.parse_args(sys.argv[1:here])
     if options.hang or options.reject:
         hangs, refused = options.hang, tuple(options.reject)
         build.CollectStage = lambda *given: Planted(*given, hangs, refused)  # type: ignore[assignment,misc]
+    if options.poison:
+        poison(options.poison)
     if options.without:
         PLANTS[options.without]()
     return cli.main(sys.argv[here + 1 :])

@@ -125,13 +125,73 @@ def test_the_state_is_copied_before_training_goes_on(tmp_path: Path) -> None:
     assert checkpoints.load(str(tmp_path), 1, 0, 1)["weights"].tolist() == [1.0, 1.0, 1.0]
 
 
-def test_a_failed_write_is_told(tmp_path: Path) -> None:
-    (tmp_path / checkpoints.FOLDER).write_text("in the way")
+def test_a_failed_write_is_told_and_the_next_one_may_come_through(tmp_path: Path) -> None:
+    in_the_way = tmp_path / checkpoints.FOLDER
+    in_the_way.write_text("in the way")
     writer = CheckpointWriter(str(tmp_path), 0, 1, 2)
-    writer.save(1, state(1.0))
-    with pytest.raises(OacirError, match=r"cannot be written \(Not a directory\)"):
-        writer.wait()
+    for step in (1, 2):
+        writer.save(step, state(1.0))
+        with pytest.raises(OacirError, match=r"cannot be written \(Not a directory\)"):
+            writer.wait()
+        assert writer.failures == step
+    in_the_way.unlink()
+    writer.save(3, state(3.0))
+    writer.wait()
+    assert (writer.failures, writer.problem) == (0, "")
+    assert checkpoints.complete_steps(str(tmp_path)) == [3]
     writer.close()
+
+
+def best(step: int) -> dict[str, torch.Tensor]:
+    return {"w": torch.tensor(float(step))}
+
+
+def test_the_best_weights_stay_as_long_as_training_may_go_on_from_before_them(tmp_path: Path) -> None:
+    run, writer = str(tmp_path), CheckpointWriter(str(tmp_path), 0, 1, kept=2)
+    writer.save_best(4, best(4))
+    for step in (5, 8):
+        writer.save(step, state(step))
+    writer.save_best(10, best(10))
+    writer.save(10, state(10))
+    writer.wait()
+    assert checkpoints.complete_steps(run) == [8, 10]
+    assert checkpoints.best_steps(run) == [4, 10]  # from 8 on, 4 would be the best again
+    writer.save(12, state(12))
+    writer.wait()
+    assert checkpoints.complete_steps(run) == [10, 12]
+    assert checkpoints.best_steps(run) == [10]
+    assert float(checkpoints.load_best(run, 10)["w"]) == 10
+    writer.close()
+    checkpoints.remove_after(run, 8)
+    assert checkpoints.best_steps(run) == []
+
+
+def test_no_checkpoint_knows_of_best_weights_that_are_not_there(tmp_path: Path) -> None:
+    run, writer = str(tmp_path), CheckpointWriter(str(tmp_path), 0, 1, kept=2)
+    in_the_way = tmp_path / checkpoints.FOLDER / "best-00000004.safetensors.crc32"
+    in_the_way.mkdir(parents=True)
+    writer.save_best(4, best(4))
+    writer.save(5, state(5))
+    assert "cannot be written" in writer.settle()
+    assert checkpoints.complete_steps(run) == []
+    in_the_way.rmdir()
+    writer.save(6, state(6))
+    writer.wait()
+    assert checkpoints.complete_steps(run) == [6]
+    assert checkpoints.best_steps(run) == [4]
+    writer.close()
+
+
+def test_best_weights_are_copied_and_damage_of_theirs_is_told(tmp_path: Path) -> None:
+    run, writer, weights = str(tmp_path), CheckpointWriter(str(tmp_path), 0, 1, kept=2), best(4)
+    writer.save_best(4, weights)
+    weights["w"].add_(1)
+    writer.close()
+    assert float(checkpoints.load_best(run, 4)["w"]) == 4
+    file = tmp_path / checkpoints.FOLDER / "best-00000004.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(OacirError, match=r"best-00000004\.safetensors: damaged"):
+        checkpoints.load_best(run, 4)
 
 
 def test_a_damaged_part_is_told_with_its_place(tmp_path: Path) -> None:

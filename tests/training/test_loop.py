@@ -14,6 +14,7 @@ import torch.distributed as dist
 from training import loop as loop_module
 from training.feed import Fed
 from training.history import DivergedError, History, Pending
+from training.job import Wish
 from training.loop import JUDGED_EVERY_STEPS, Loop
 from training.meters import Parts
 from training.task import StepOutput
@@ -46,7 +47,9 @@ class Ready:
 class Worker(Loop):
     """A worker of which only the course of the steps is real; each step's sums are there at once."""
 
-    def __init__(self, run_url: str, broken_at: int, total: int = 200) -> None:
+    def __init__(
+        self, run_url: str, broken_at: int, total: int = 200, wish: Wish = Wish.NONE, asked_at: int = 0
+    ) -> None:
         recipe = SimpleNamespace(tracking=TrackingSection())
         self.job: Any = SimpleNamespace(run_url=run_url, total_steps=total, board=None, recipe=recipe)
         self.training: Any = SimpleNamespace(checkpoint_every_steps=50, dev_every_epochs=None, patience=None)
@@ -58,6 +61,18 @@ class Worker(Loop):
         self.rank, self.step, self.saved, self.posted, self.least = 1, 0, 0, 0.0, 1
         self.history, self.galleries, self.dev = History(), [], []
         self.broken_at, self.checkpoints = broken_at, list[int]()
+        self.drain: Any = SimpleNamespace(
+            after_step=lambda: wish if self.step >= asked_at else Wish.NONE, close=ignore
+        )
+        self.life: Any = SimpleNamespace(beat=ignore)
+        self.writer: Any = SimpleNamespace(settle=lambda: "")
+        self.finished = False
+
+    def resume(self) -> None:
+        pass
+
+    def begin(self) -> None:
+        pass
 
     def feed(self) -> Any:
         return Ready()
@@ -77,7 +92,7 @@ class Worker(Loop):
         self.saved = self.step
 
     def finish(self) -> None:
-        pass
+        self.finished = True
 
 
 @pytest.mark.parametrize("broken_at", [BROKEN_AT, 1, 190, 200])
@@ -103,6 +118,63 @@ def test_a_healthy_worker_runs_to_the_end(tmp_path: Any) -> None:
     worker.run()
     assert worker.checkpoints[-1] == 200
     assert [row[0] for row in worker.history.rows] == list(range(1, 201))
+
+
+@pytest.mark.parametrize("clock", [0.0, 1e9])
+def test_who_is_asked_to_leave_saves_that_step_and_goes(
+    clock: float, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "POST_EVERY_S", clock)
+    monkeypatch.setattr(dist, "barrier", ignore)
+    worker = Worker(str(tmp_path), broken_at=1000, wish=Wish.STOP, asked_at=BROKEN_AT)
+    worker.run()
+    assert (worker.step, worker.checkpoints[-1], worker.finished) == (BROKEN_AT, BROKEN_AT, False)
+
+
+def test_who_gives_up_saves_nothing(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "barrier", ignore)
+    worker = Worker(str(tmp_path), broken_at=1000, wish=Wish.GIVE_UP, asked_at=BROKEN_AT)
+    worker.run()
+    assert (worker.step, worker.finished) == (BROKEN_AT, False)
+    assert worker.checkpoints[-1] < BROKEN_AT
+
+
+def test_a_training_that_is_done_is_not_left(tmp_path: Any) -> None:
+    worker = Worker(str(tmp_path), broken_at=1000, wish=Wish.STOP, asked_at=200)
+    worker.run()
+    assert worker.finished
+    assert worker.checkpoints[-1] == 200
+
+
+def test_a_loss_that_is_no_number_is_said_also_of_the_step_that_is_left_behind(tmp_path: Any) -> None:
+    worker = Worker(str(tmp_path), broken_at=BROKEN_AT, wish=Wish.STOP, asked_at=BROKEN_AT)
+    with pytest.raises(DivergedError, match=rf"^the loss is nan at step {BROKEN_AT}$"):
+        worker.run()
+    assert worker.checkpoints[-1] < BROKEN_AT
+
+
+class Unwritable(Worker):
+    """A worker whose checkpoints cannot be written from some step on."""
+
+    def __init__(self, run_url: str, failures: int) -> None:
+        super().__init__(run_url, broken_at=1000)
+        self.said: list[tuple[str, str]] = []
+        remote = lambda name: SimpleNamespace(remote=lambda text, *_: self.said.append((name, str(text))))  # noqa: E731
+        self.job.board = SimpleNamespace(warn=remote("warn"), fail=remote("fail"))
+        self.asked: list[Wish] = []
+        self.drain.ask = lambda wish, why: self.asked.append(wish)
+        self.writer = SimpleNamespace(failures=failures, problem="there: cannot be written")
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+def test_some_checkpoints_may_fail_and_too_many_end_the_training(failures: int, tmp_path: Any) -> None:
+    worker = Unwritable(str(tmp_path), failures)
+    worker._bear_failures()
+    assert [name for name, _ in worker.said] == (
+        [] if not failures else ["fail" if failures == 3 else "warn"]
+    )
+    assert worker.asked == ([Wish.GIVE_UP] if failures == 3 else [])
+    assert all("there: cannot be written" in text for _, text in worker.said)
 
 
 class Overflowing(Worker):

@@ -41,6 +41,7 @@ class Worker(Loop):
         self.job: Any = SimpleNamespace(run_url=str(run), board=board)
         self.engine: Any = Engine()
         self.meter: Any = SimpleNamespace(earlier=lambda _: [])
+        self.life: Any = SimpleNamespace(beat=lambda: None)
         self.rank, self.world_size, self.step, self.saved = 0, 2, 0, 0
         self.device, self.history, self.galleries, self.dev = torch.device("cpu"), History(), [], []
         monkeypatch.setattr(ray, "get", lambda value: value)
@@ -124,3 +125,20 @@ def test_what_another_worker_cannot_read_is_not_gone_on_from(
     worker = Worker(run, monkeypatch)
     worker.resume()
     assert (worker.step, worker.engine.restored) == (6, [12.0, 12.5])
+
+
+def test_what_was_learned_behind_the_step_gone_on_from_is_forgotten(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other workers would come to other weights, and might export those of a course that was given up."""
+    writer = CheckpointWriter(str(run), 0, 2, 3)
+    for step in (8, 11):
+        writer.save_best(step, {"w": torch.full((2,), float(step))})
+    writer.close()
+    part(run, 12, 0).parent.mkdir()
+    part(run, 12, 0).write_bytes(part(run, 9, 0).read_bytes())
+    worker = Worker(run, monkeypatch)
+    worker.resume()
+    assert worker.step == 9
+    assert checkpoints.best_steps(str(run)) == [8]
+    assert not part(run, 12, 0).exists()

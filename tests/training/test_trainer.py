@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -277,6 +278,8 @@ def test_two_workers_stop_together_at_a_poisoned_image_and_keep_the_checkpoint_b
     assert f"the checkpoint of step {batch} is good" in str(caught.value)
     run = str(caught.value).rsplit("(run ", 1)[1].rstrip(")")
     assert checkpoints.complete_steps(run)[-1] == batch
+    noted = json.loads((Path(run) / "diverged.json").read_text())
+    assert (noted["query_ids"], noted["checkpoint"]) == (asked, batch)
     for rank in (0, 1):
         state = checkpoints.load(run, batch, rank, 2)
         assert all(torch.isfinite(v).all() for name, v in state.items() if name.startswith("group"))
@@ -303,6 +306,9 @@ def test_a_benchmark_too_small_for_the_workers_is_refused(tmp_path: Path) -> Non
 
 def test_a_diverged_training_names_some_queries_and_says_what_is_left() -> None:
     line = diverged_line("the loss is nan at step 41", [f"q{i}" for i in range(10)], 40, "there")
-    assert "in the batch of queries q0, q1, q2, q3, q4, q5, q6, q7 and 2 more; lower" in line
+    assert (
+        "in the batch of queries q0, q1, q2, q3, q4, q5, q6, q7 and 2 more (all in diverged.json of the run); lower"
+        in line
+    )
     assert line.endswith("the checkpoint of step 40 is good (run there)")
     assert diverged_line("x", ["q0"], 0, "there").endswith("no checkpoint was written (run there)")
