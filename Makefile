@@ -55,6 +55,7 @@ drills: .venv  ## kill -9, lost nodes, hanging photos, failing storage at seeded
 	$(BIN)/python tests/e2e/drill_node.py --trials 10 --seed 0 --json benchmarks/results/drill_node.json
 	$(BIN)/python tests/e2e/drill_hang.py --trials 10 --seed 0 --json benchmarks/results/drill_hang.json
 	$(BIN)/python tests/e2e/drill_train.py --kills 10 --seed 0 --out benchmarks/results
+	$(BIN)/python tests/e2e/drill_training.py --moments 10 --seed 0 --json benchmarks/results/drill_training.json
 	$(BIN)/python tests/e2e/drill_storage.py --trials 1 --moments 10 --seed 0 --json benchmarks/results/drill_storage.json
 
 clean:  ## remove what the targets made (not ./oacir-data)

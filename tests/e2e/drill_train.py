@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -78,11 +79,24 @@ class Result:
 class Training:
     """The command under test, its progress read from the terminal it believes to have."""
 
-    def __init__(self, root: Path, out: Path, options: list[str], planted: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path | str,
+        out: Path | str,
+        options: Sequence[str],
+        planted: Sequence[str] = (),
+        **variables: str,
+    ) -> None:
         self.terminal, theirs = pty.openpty()
         places = ["--dataset", "small", "--root", str(root), "--out", str(out)]
         command = oacir(["train", "--config", "tiny", "--name", RUN, *places, *options], planted)
-        self.process = subprocess.Popen(command, stdout=theirs, stderr=theirs, cwd=ROOT, env=environment())
+        self.process = subprocess.Popen(
+            command,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=variables.pop("PWD", ROOT),
+            env=environment(**variables),
+        )
         os.close(theirs)
         os.set_blocking(self.terminal, False)
         self.step, self.seen_at, self.said = 0, time.monotonic(), b""
@@ -131,27 +145,35 @@ class Training:
         os.close(self.terminal)
         psutil.wait_procs(family, timeout=60)
 
+    def workers(self) -> list[psutil.Process]:
+        """The training workers of a local session."""
+        return training_workers(psutil.Process(self.process.pid))
+
     def kill_worker(self, rank: int) -> None:
         """SIGKILL to one training worker."""
-        workers = [
-            p
-            for p in psutil.Process(self.process.pid).children(recursive=True)
-            if "RayTrainWorker" in p.name()
-        ]
-        if not workers:  # the title that Ray gives a worker is its command line where names are cut
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            workers = [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
-        sorted(workers, key=lambda p: p.pid)[rank % len(workers)].kill()
+        workers = self.workers()
+        workers[rank % len(workers)].kill()
 
 
-def complete_steps(out: Path) -> list[int]:
+def training_workers(root: psutil.Process) -> list[psutil.Process]:
+    """Those among what a process started, by process id."""
+    found = []
+    for process in root.children(recursive=True):
+        with suppress(psutil.Error):  # gone meanwhile
+            # the title that Ray gives a worker is its command line where names are cut
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return sorted(found, key=lambda p: p.pid)
+
+
+def complete_steps(out: Path | str) -> list[int]:
     """Steps with a complete checkpoint."""
     from training.checkpoints import complete_steps as find
 
     return find(str(out))
 
 
-def history(out: Path) -> dict[str, list[float]]:
+def history(out: Path | str) -> dict[str, list[float]]:
     """Every column of the history that does not measure time."""
     from infra.base.versions import open_version
     from training.trainer import UNTIMED
