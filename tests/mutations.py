@@ -33,6 +33,10 @@ FLOPS = "tests/training/test_flops.py"
 METERS = "tests/training/test_meters.py"
 GRADIENTS = "tests/training/test_gradients.py"
 RESUMED_BANK = "tests/training/test_negatives.py::test_a_run_goes_on_with_its_bank_on_any_number_of_workers"
+DRAIN = "tests/training/test_drain.py"
+CHECKPOINTS = "tests/training/test_checkpoints.py"
+RESUME = "tests/training/test_resume.py"
+ATTEMPTS = "tests/training/test_attempts.py"
 LOSSES = "tests/training/test_losses.py"
 BANK = "tests/training/test_bank.py"
 ANSWERS = "tests/training/test_answers.py"
@@ -446,6 +450,49 @@ MUTATIONS = (
         "self._generator(step, REFERENCE, part.start + place)",
         "self._generator(step, REFERENCE, place)",
         (READER,),
+    ),
+    # Leaving a training
+    Mutation(
+        "each worker leaves when it hears of it itself",
+        "training/drain.py",
+        "        agreed = self._agreed()\n",
+        "        self._agreed()\n        agreed = self.own\n",
+        (DRAIN,),
+    ),
+    Mutation(
+        "the best weights of a course that was given up",
+        "training/checkpoints.py",
+        "        if best > step:\n",
+        "        if best > step + 1_000:\n",
+        (CHECKPOINTS, RESUME),
+    ),
+    Mutation(
+        "the best weights pruned although training may go on from before them",
+        "training/checkpoints.py",
+        "        oldest = done[-self.kept :][0] if done else 0\n",
+        "        oldest = done[-1] if done else 0\n",
+        (CHECKPOINTS,),
+    ),
+    Mutation(
+        "a checkpoint that knows of best weights which are not there",
+        "training/checkpoints.py",
+        "        self._write_best()\n        _write(url, tensors)\n",
+        "        _write(url, tensors)\n",
+        (CHECKPOINTS,),
+    ),
+    Mutation(
+        "losses counted over the whole training",
+        "training/attempts.py",
+        "        self.count = 1 if step > self.step else self.count + 1\n",
+        "        self.count += 1\n",
+        (ATTEMPTS,),
+    ),
+    Mutation(
+        "a step that is left behind unsaved",
+        "training/loop.py",
+        "        if wish < Wish.GIVE_UP:\n            self.save()\n",
+        "        if wish < Wish.GIVE_UP:\n",
+        ("tests/training/test_loop.py",),
     ),
     # What is told of a step
     Mutation(

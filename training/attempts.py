@@ -301,7 +301,7 @@ class Watch:
         """Ask the workers to leave where a machine of theirs is about to go, or where there is room for more."""
         if self.working is None:
             return
-        if self.working is not self._since:
+        if self.working != self._since:
             self._since, self._look = self.working, Look(time.monotonic())
         if leaving() & set(self.working.nodes):
             self.board.ask.remote(Wish.MOVE, "a machine is about to be taken away")

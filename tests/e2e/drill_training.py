@@ -44,9 +44,10 @@ from drill_train import Training, complete_steps, history
 from drilling import MOST_REDONE, ROOT, environment, write_result
 
 OUTAGE_S = 60.0
-HANG_S = 8.0
-NO_END_S = 90.0
+HANG_S = 15.0
+NO_END_S = 300.0
 PAGE_BYTES = 4096
+GOES_ON = re.compile(rb"training goes on behind step (\d+)")
 STOPPED = re.compile(r"stopped by SIGTERM: all ([\d,]+) steps are saved; the same command goes on")
 
 
@@ -189,6 +190,19 @@ class Course:
             time.sleep(0.01)
         fault.seconds = round(time.monotonic() - began, 1)
 
+    def behind(self, heard: int) -> int:
+        """Wait until the command says behind which step it goes on by itself, which it had not said yet."""
+        limit = time.monotonic() + NO_END_S
+        while not (found := GOES_ON.findall(self.run.said[heard:])):
+            self.run.poll()
+            if self.run.process.poll() is not None or time.monotonic() > limit:
+                self.run.poll()
+                raise RuntimeError(
+                    f"training does not go on by itself: {self.run.said[-400:].decode(errors='replace')}"
+                )
+            time.sleep(0.01)
+        return int(found[0])
+
     def newest(self) -> int:
         """The last step shown, also by another command than the fault befell."""
         return self.run.step
@@ -227,32 +241,30 @@ Act = Callable[[Course, Fault, random.Random], None]
 
 
 def kill_one(course: Course, fault: Fault, rng: random.Random) -> None:
-    began = time.monotonic()
-    course.run.kill_worker(rng.randrange(2))
-    course.goes_on(fault, began, course.saved())
+    by_itself(course, fault, lambda: course.run.kill_worker(rng.randrange(2)))
 
 
 def kill_all(course: Course, fault: Fault, rng: random.Random) -> None:
-    began = time.monotonic()
-    for worker in course.run.workers():
-        worker.kill()
-    course.goes_on(fault, began, course.saved())
-
-
-def send_away(course: Course, fault: Fault, rng: random.Random) -> None:
-    began, before = time.monotonic(), set(complete_steps(course.out))
-    rng.choice(course.run.workers()).terminate()
-    course.goes_on(fault, began, 0)
-    # it saved the step that it left behind; whoever resumed from another lost what lies between
-    newer = [step for step in complete_steps(course.out) if step not in before and step >= fault.shown_step]
-    fault.resumed_at = min(newer, default=max(before, default=0))
-    fault.lost = max(0, fault.shown_step - fault.resumed_at)
+    by_itself(course, fault, lambda: [worker.kill() for worker in course.run.workers()])
 
 
 def suspend(course: Course, fault: Fault, rng: random.Random) -> None:
-    began = time.monotonic()
-    rng.choice(course.run.workers()).suspend()
-    course.goes_on(fault, began, course.saved())
+    by_itself(course, fault, lambda: rng.choice(course.run.workers()).suspend())
+
+
+def send_away(course: Course, fault: Fault, rng: random.Random) -> None:
+    by_itself(course, fault, lambda: rng.choice(course.run.workers()).terminate(), saved=True)
+
+
+def by_itself(course: Course, fault: Fault, harm: Callable[[], object], *, saved: bool = False) -> None:
+    """Do some harm that the command has to bear; `saved` says that the workers save the step they leave behind, so
+    that every step shown has to be there."""
+    began, heard = time.monotonic(), len(course.run.said)
+    harm()
+    resumed = course.behind(heard)
+    if saved:
+        fault.shown_step = course.run.step
+    course.goes_on(fault, began, resumed, finished=course.run.step if saved else None)
 
 
 def kill_driver(course: Course, fault: Fault, rng: random.Random) -> None:

@@ -83,7 +83,7 @@ def planned(scene: Scene, rng: random.Random, moments: int) -> list[int]:
 
 def node(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """Nodes are lost; workers go on with another one's CPU."""
-    from drill_training import Result, faulted
+    from drill_training import Result, by_itself, faulted
 
     rng, result = (
         random.Random(seed),
@@ -92,9 +92,7 @@ def node(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     with nodes(3) as there:
 
         def lose(course: Course, fault: Fault, rng: random.Random) -> None:
-            began = time.monotonic()
-            there.replace(rng.choice(there.at_work()))
-            course.goes_on(fault, began, course.saved())
+            by_itself(course, fault, lambda: there.replace(rng.choice(there.at_work())))
 
         more = NO_RETRY if without else []
         course = scene.course(f"node-{without}", more, "", RAY_ADDRESS=there.cluster.address)
@@ -103,24 +101,24 @@ def node(scene: Scene, seed: int, moments: int, without: bool) -> Result:
 
 def drained(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """Nodes are announced to go, and are lost when the workers have left them."""
-    from drill_training import Result, complete_steps, faulted
+    from drill_training import GOES_ON, Result, by_itself, faulted
 
     rng, result = random.Random(seed), Result("drained", scene.steps, seed, "no_draining" if without else "")
     result.most_lost = 0
     with nodes(3) as there:
 
         def give_notice(course: Course, fault: Fault, rng: random.Random) -> None:
-            began, before = time.monotonic(), set(complete_steps(course.out))
             index = rng.choice(there.at_work())
-            there.drain(index)
-            while index in there.at_work() and time.monotonic() - began < NOTICE_S / 4:
-                course.run.poll()
-                time.sleep(0.05)
-            shown = course.run.step
-            newer = [s for s in complete_steps(course.out) if s not in before and s >= fault.shown_step]
-            there.replace(index)
-            fault.shown_step = shown
-            course.goes_on(fault, began, max(newer, default=max(before, default=0)), finished=shown)
+
+            def notice() -> None:
+                there.drain(index)
+                heard, limit = len(course.run.said), time.monotonic() + NOTICE_S / 4
+                while not GOES_ON.search(course.run.said[heard:]) and time.monotonic() < limit:
+                    course.run.poll()
+                    time.sleep(0.05)
+                there.replace(index)
+
+            by_itself(course, fault, notice, saved=True)
 
         planted = "no_draining" if without else ""
         course = scene.course(f"drained-{without}", NO_RETRY, planted, RAY_ADDRESS=there.cluster.address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from types import SimpleNamespace
@@ -87,6 +88,7 @@ def test_workers_are_asked_to_leave_where_there_is_room_for_more(
     monkeypatch.setattr(attempts, "leaving", frozenset)
     monkeypatch.setattr(attempts, "room_now", lambda scaling: rooms.pop(0))
     while rooms:
+        watch.working = copy.deepcopy(watch.working)  # as every answer of the board
         watch._look_around()
     assert watch.asked == asked
 

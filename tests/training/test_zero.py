@@ -20,12 +20,14 @@ from training.config import TrainRecipe
 from training.engine import Engine, import_deepspeed, trained_weights
 from training.memory import KINDS, predicted
 from training.meters import Parts
-from training.task import ContrastiveTask
+from training.task import PRECISIONS, ContrastiveTask
 
 TOTAL = 6
 HALF = 3
 TOLERANCE = 2e-5
 """Relative, of losses in float32 after up to six steps that change them by a half."""
+BFLOAT16_TOLERANCE = 1.5e-2
+"""The same where the encoders round to eight bits: what differs in the last of them grows with every step."""
 WEIGHT_TOLERANCE = 2e-3
 """Adam takes whole steps where a gradient is all rounding (biases of keys, for one)."""
 PADDING = 256
@@ -46,7 +48,13 @@ def recipe_of(world_size: int, stage: int, **scaling: Any) -> TrainRecipe:
 
 
 def course(
-    world_size: int, stage: int, steps: range, run: str = "", forget: str = "", **scaling: Any
+    world_size: int,
+    stage: int,
+    steps: range,
+    run: str = "",
+    forget: str = "",
+    precision: str = "float32",
+    **scaling: Any,
 ) -> dict[str, Any]:
     """Losses of some steps, gradient norms, and the weights measured after them; saved in `run` at their end.
 
@@ -55,7 +63,8 @@ def course(
 
     def work(rank: int) -> dict[str, Any]:
         torch.manual_seed(rank)
-        engine = Engine(ContrastiveTask(small_model(torch.float32)), recipe_of(world_size, stage, **scaling))
+        task = ContrastiveTask(small_model(torch.float32), PRECISIONS[precision])
+        engine = Engine(task, recipe_of(world_size, stage, **scaling))
         engine.model.train()
         if steps.start:
             saved = checkpoints.Saved.newest(run, steps.start, world_size)
@@ -167,6 +176,31 @@ def test_what_is_not_taken_along_shows_in_the_losses(undisturbed: dict[str, Any]
     course(2, 2, range(HALF), str(tmp_path))
     found = course(1, 2, range(HALF, TOTAL), str(tmp_path), forget="exp_avg_sq/")
     assert close(found["losses"], undisturbed["losses"][HALF:]) > 100 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16() -> dict[str, Any]:
+    """On two workers: parts of another size round otherwise, which shows after some steps."""
+    return course(2, 0, range(TOTAL), precision="bfloat16")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_stages_agree_in_bfloat16(
+    stage: int, in_bfloat16: dict[str, Any], undisturbed: dict[str, Any]
+) -> None:
+    found = course(2, stage, range(TOTAL), precision="bfloat16")
+    assert close(found["losses"], in_bfloat16["losses"]) < BFLOAT16_TOLERANCE
+    assert close(found["losses"], undisturbed["losses"]) > TOLERANCE  # it is bfloat16
+
+
+def test_a_run_in_bfloat16_goes_on_in_another_stage(in_bfloat16: dict[str, Any], tmp_path: Path) -> None:
+    """Weights and moments are float32 in every stage, so nothing of a step is lost to rounding on the way."""
+    expected = in_bfloat16["losses"][HALF:]
+    course(2, 2, range(HALF), str(tmp_path), precision="bfloat16")
+    found = course(2, 3, range(HALF, TOTAL), str(tmp_path), precision="bfloat16")
+    assert close(found["losses"], expected) < BFLOAT16_TOLERANCE
+    lost = course(2, 3, range(HALF, TOTAL), str(tmp_path), forget="exp_avg_sq/", precision="bfloat16")
+    assert close(lost["losses"], expected) > 2 * BFLOAT16_TOLERANCE
 
 
 def test_the_same_layout_goes_on_bit_for_bit(tmp_path: Path) -> None:
