@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 START_S = 180.0
@@ -51,6 +53,28 @@ class MlflowServer:
             os.killpg(self.process.pid, 15)
         self.process.wait()
         self.output.close()
+
+
+@contextmanager
+def mlflow_start(root: Path, artifacts: str) -> Iterator[str]:
+    """The URI of a server that `oacir mlflow start` runs.
+
+    Args:
+        root: a folder for its database.
+        artifacts: URL of its artifacts.
+    """
+    command = [sys.executable, "-m", "infra.cli", "mlflow", "start", "--port", "0"]
+    command += ["--root", str(root), "--artifacts", artifacts]
+    repository = Path(__file__).parents[2]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=repository)
+    try:
+        assert server.stderr is not None
+        found = re.match(r"MLflow serves at (\S+) ", server.stderr.readline())
+        assert found
+        yield found[1]
+    finally:
+        server.terminate()
+        server.wait(60)
 
 
 class Door:
