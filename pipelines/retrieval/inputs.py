@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 from infra.base import storage, versions
@@ -199,11 +200,23 @@ class ImageTokens:
         dtype: Dtype,
         precision: Precision = "float32",
     ) -> None:
+        self.model, self.processor, self.uri_of = model, processor, uri_of
+        self.dtype, self.precision = dtype, precision
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is when it is first asked: who makes it may move it after this was made."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def encode(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The tower in its precision."""
+        import torch
+
         from pipelines.encoding import tower_in
 
-        self.processor, self.uri_of, self.dtype = processor, uri_of, dtype
-        self.device = next(model.parameters()).device
-        self.encode = tower_in(model, precision, self.device)
+        with torch.inference_mode(False):  # weights rounded within it could never be used outside
+            return tower_in(self.model, self.precision, self.device)
 
     def tokens(self, image_ids: Sequence[str]) -> torch.Tensor:
         """See `engine.TokenSource`."""

@@ -27,7 +27,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 MOST_REDONE = 0.10
 IN_HAND = 20
-"""Files of a small build that a fault may cost: two workers, each with the tables of one stage of one part (at most five)
+"""Files of a small build that a fault may cost: two workers, each with the tables of one stage of one part (at most 5)
 in hand, or the driver with those of one step between the stages, which has a table for each part."""
 SHARE_FROM_TRIALS = 10
 """A share of the work is told of so many moments; at a single early one it would say how small the build is."""
