@@ -75,12 +75,15 @@ def first(scene: Scene) -> dict[str, Any]:
 def load(scene: Scene, uri: str) -> Any:
     import mlflow
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(scene.uri)
-    try:
-        return mlflow.pyfunc.load_model(uri)
-    finally:
-        mlflow.set_tracking_uri(before)
+    with pytest.MonkeyPatch.context() as patch:
+        # set_tracking_uri sets the variable, too, and every training of this process would track from then on
+        patch.setenv("MLFLOW_TRACKING_URI", scene.uri)
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(scene.uri)
+        try:
+            return mlflow.pyfunc.load_model(uri)
+        finally:
+            mlflow.set_tracking_uri(before)
 
 
 def queries(scene: Scene) -> list[dict[str, Any]]:
