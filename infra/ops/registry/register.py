@@ -48,7 +48,8 @@ class RegisterRecipe(Config):
     features: str | None = None
     """The feature store of the galleries' images; null finds it under the root, and without one encodes the images."""
     package: str | None = None
-    """How pip installs this package for the model, where no index has it: a path or URL of its wheel."""
+    """How pip installs this package for the model, where no index has it: a path or URL of its wheel; null names the
+    version that is installed here."""
     challenger: bool = True
     """Give the version the alias challenger."""
 
