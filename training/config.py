@@ -216,7 +216,7 @@ class ScalingSection(Config):
     """Training workers (one process each); with `min_workers` the most."""
     min_workers: Positive | None = None
     """Fewest workers. Training then begins with as many as there is room for, goes on with fewer when machines go, and
-    with more when they come, from a checkpoint; the batch stays. null takes exactly `workers`, and waits for them."""
+    with more when they come, from a checkpoint; the batch stays; null takes exactly `workers`, and waits for them."""
     look_every_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between looks for room for more workers; each change of their number costs a new start."""
     zero_stage: Literal[0, 1, 2, 3] = 2

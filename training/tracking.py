@@ -48,7 +48,8 @@ class TrackingSection(Config):
     log_model: bool = False
     """Put the exported model among the run's artifacts in MLflow, too; `oacir register` does so by itself."""
     parent: str | None = None
-    """The run of MLflow that this one stands under, by its tag oacir.spool; `oacir tune` sets it."""
+    """The run of MLflow that this one stands under, by its tag oacir.spool; null stands under none, `oacir tune` sets
+    it."""
     profile_steps: Positive | None = None
     """Write a Chrome trace of so many steps of worker 0 into the run's profile/; null writes none."""
     profile_from: Annotated[int, Field(ge=2)] = 10
