@@ -36,7 +36,7 @@ def drilled(made: Scene, kind: str, without: bool) -> StorageTrial:
 
 
 @pytest.mark.parametrize(
-    "kind", [k if k in ("errors", "disk") else pytest.param(k, marks=pytest.mark.long) for k in WHAT]
+    "kind", [k if k == "errors" else pytest.param(k, marks=pytest.mark.long) for k in WHAT]
 )
 def test_a_build_comes_through(made: Scene, kind: str) -> None:
     trial = drilled(made, kind, without=False)

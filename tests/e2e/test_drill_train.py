@@ -36,6 +36,7 @@ def drilled(folder: Path, *more: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(place.read_text())
 
 
+@pytest.mark.long
 def test_a_killed_driver_resumes_to_the_same_losses(tmp_path: Path) -> None:
     code, result = drilled(tmp_path)
     assert (code, result["passed"]) == (0, True), result

@@ -59,6 +59,7 @@ def weights(trained: versions.Version) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_export_is_the_average_of_the_weights_after_every_step(root: str) -> None:
     start = build_model(recipe().model).state_dict()
     plain, average = run(root, steps=2), run(root, steps=2, ema_decay=DECAY)
