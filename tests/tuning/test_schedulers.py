@@ -90,7 +90,7 @@ def test_a_population_copies_its_best_and_goes_on_from_there(root: Path) -> None
     history, other = (open_version(r.run).table("history").to_pydict() for r in (copied, best))
     assert history["step"] == list(range(1, STEPS + 1))
     assert history["loss"][:3] == other["loss"][:3]
-    assert copied.figures["avg"] > 2 * copied.readings[0].figures["avg"]
+    assert copied.figures["avg"] > 1.25 * copied.readings[0].figures["avg"]  # its own rate learns nothing
     assert not reserved()
 
 
