@@ -21,7 +21,7 @@ help:  ## this list
 demo: .venv  ## the whole way on a procedural world: photos → benchmark → features → training → evaluation → report
 	$(BIN)/oacir demo
 
-# A file's tests stay in one process, which makes what they share once; the files come in their order, the drills first.
+# A file's tests stay in one process, which makes what they share once; the files with the longest tests come first.
 test: .venv  ## all tests but the long ones
 	$(BIN)/pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -55,10 +55,14 @@ def _evaluation(version: Version) -> str:
     return versions.content_hash({"rankings": versions.combine(rows)})
 
 
+SWEEP_COLUMNS = ["number", "state", "values", "run_hash", "dev"]
+"""Of a sweep's table of trials: what makes up its content, without times and places."""
+
+
 def _sweep(version: Version) -> str:
-    """What was tried and what came out of it, without times (`tune`)."""
-    columns = ["number", "state", "values", "run_hash", "dev"]
-    return versions.content_hash({"trials": versions.rows_hash(version.table("trials", columns).to_pylist())})
+    """What was tried and what came out of it (`tune`)."""
+    rows = version.table("trials", SWEEP_COLUMNS).to_pylist()
+    return versions.content_hash({"trials": versions.rows_hash(rows)})
 
 
 RULES: dict[Kind, Callable[[Version], str]] = {

@@ -16,6 +16,7 @@ from infra.base.errors import OacirError, RecipeError
 from infra.base.progress import Progress, duration
 from infra.base.tracking import tracking_uri
 from infra.base.versions import MARKER, Draft, Version, content_hash, file_entry, resolve, rows_hash, start
+from pipelines.contents import SWEEP_COLUMNS
 from tuning.config import AVERAGE, LATENCY, MEASURES, SweepRecipe
 from tuning.logged import SweepLog, logged
 from tuning.pareto import front, ranked
@@ -30,8 +31,6 @@ RAY_FOLDER = "ray"
 PAGE = "report.html"
 SHOWN = 10
 """Trials in the outcome's table, at most."""
-HASHED = ["number", "state", "values", "run_hash", "dev"]
-"""Columns of the table of trials that make up the content: no times, no places."""
 
 
 @dataclass(frozen=True)
@@ -341,7 +340,7 @@ def _commit(plan: Plan, draft: Draft, records: Sequence[TrialRecord], book: Swee
         files.append(file_entry(draft.url, f"{name}.parquet", len(table)))
     storage.write_bytes(draft.path(PAGE), text.encode())
     files.append(file_entry(draft.url, PAGE))
-    rows = trials.select(HASHED).to_pylist()
+    rows = trials.select(SWEEP_COLUMNS).to_pylist()
     version = draft.commit(
         content_hash=content_hash({"trials": rows_hash(rows)}),
         files=files,

@@ -58,7 +58,6 @@ def test_nothing_is_lost_or_done_twice(name: str, tmp_path: Path) -> None:
     assert trial["same_content"]
     assert trial["same_accounts"]
     assert trial["as_stated"]
-    assert trial["files_redone"] <= 20  # what two workers or the driver had in hand
 
 
 @pytest.mark.drill
