@@ -17,6 +17,8 @@ from training.tracking import TrackingSection
 class Trace:
     """A context around the steps; it traces those that the recipe names, and costs nothing without them.
 
+    Step n is `ProfilerStep#n` in the trace.
+
     Args:
         section: `profile_from` and `profile_steps`.
         run_url: below which the trace lies.
@@ -29,19 +31,23 @@ class Trace:
         self.first, self._last = section.profile_from, start
         # the step before the first one warms the profiler up
         active = active and self.steps > 0 and start <= self.first - 2
-        self._profile: Any = self._make(self.first - 2 - start) if active else None
+        self._profile: Any = self._make(start) if active else None
 
-    def _make(self, wait: int) -> Any:
+    def _make(self, start: int) -> Any:
         from torch.profiler import ProfilerActivity, profile, schedule
 
         kinds = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             kinds.append(ProfilerActivity.CUDA)
-        return profile(
+        found: Any = profile(
             activities=kinds,
-            schedule=schedule(wait=wait, warmup=1, active=self.steps, repeat=1),
+            schedule=schedule(wait=self.first - 1, warmup=1, active=self.steps, repeat=1),
             on_trace_ready=self._write,
         )
+        # the trace's own counter begins at 0: a training that goes on would give its steps other names
+        found.step_num = start + 1
+        found.current_action = found.schedule(found.step_num)
+        return found
 
     def __enter__(self) -> Trace:
         if self._profile is not None:

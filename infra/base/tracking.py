@@ -26,12 +26,24 @@ KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 5000
 """Limits of MLflow's servers."""
 SPOOL_TAG, PARENT_TAG = "oacir.spool", "mlflow.parentRunId"
 ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""Trying again is ours; nothing is told to others than the server. A user's own setting wins."""
+"""Of every process that speaks to MLflow. MLflow alone would try a server that is away for four minutes; without any
+retry it fails where the server closes an idle connection just as it is used; a server that hands gigabytes on to S3
+answers late. Nothing is told to others than the server. A user's own setting wins."""
+
+
+def settle_environment() -> None:
+    """Set what of ENVIRONMENT the user has not set; before MLflow is first imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def tracking_uri(named: str | None) -> str | None:
@@ -192,8 +204,7 @@ class Sender:
     def client(self) -> Any:
         """Of MLflow, whose import costs 1.3 s and 100 MB: made where something is to be sent."""
         if self._client is None:
-            for name, value in ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            settle_environment()
             from mlflow.tracking import MlflowClient
 
             self._client = MlflowClient(self.uri)

@@ -86,6 +86,8 @@ class Door:
         self.port = int(self.socket.getsockname()[1])
         self.uri = f"http://127.0.0.1:{self.port}"
         self.connections: list[socket.socket] = []
+        self.lose_next = False
+        """Whether the connection that the next bytes come by breaks before they are passed on."""
 
     def _bound(self, port: int) -> socket.socket:
         bound = socket.socket()
@@ -122,6 +124,9 @@ class Door:
     def _pass(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
+                if self.lose_next:
+                    self.lose_next = False
+                    break
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from infra.base.errors import OacirError, VersionError
-from infra.base.tracking import shown, tracking_uri
+from infra.base.tracking import settle_environment, shown, tracking_uri
 from infra.ops.registry import history, packaging
 from infra.ops.registry.history import Action, Entry
 from infra.ops.registry.packaging import Packed
@@ -24,15 +23,6 @@ EXPERIMENT = "oacir registry"
 """Of the runs that hold histories."""
 TRIES = 20
 """Of an append to a log that others append to as well."""
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-"""MLflow alone would try a server that is away for four minutes. A user's own setting wins."""
 
 
 def server_uri(named: str | None) -> str:
@@ -58,8 +48,7 @@ class Registered:
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
+        settle_environment()
         from mlflow.tracking import MlflowClient
 
         self.uri, self.name = uri, name

@@ -188,6 +188,24 @@ def test_where_to_track(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tracking_uri("http://here") == "http://here"
 
 
+@pytest.mark.slow
+def test_a_connection_that_breaks_as_it_is_used_costs_nothing(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in tracking.ENVIRONMENT:
+        monkeypatch.setenv(name, "")  # restored behind the test
+        monkeypatch.delenv(name)
+    tracking.settle_environment()
+    from mlflow.tracking import MlflowClient
+
+    asking = MlflowClient(door.uri)
+    door.open()
+    assert asking.get_experiment_by_name("of nobody") is None
+    door.lose_next = True
+    assert asking.get_experiment_by_name("of nobody") is None
+    assert not door.lose_next
+
+
 def test_names_and_addresses_fit_where_they_go() -> None:
     assert metric_name("dev/a b/R_ID@1") == "dev/a b/R_ID_at_1"
     assert metric_name("β (mean)") == "β _mean_"
