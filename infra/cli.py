@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from infra.base.errors import OacirError, RecipeError, RefusedError
 
 if TYPE_CHECKING:
-    from infra.base.command import Outcome
+    from infra.base.command import Command, Outcome
     from infra.base.config import Config
 
 DEFAULT_ROOT = "oacir-data"
@@ -33,6 +33,10 @@ class Verb:
     """Why --out has no meaning here and what to give instead; empty where it has one."""
     needs_config: bool = False
     """Whether a recipe has to be named: the defaults of its fields, taken together, suit nobody."""
+    sends: bool = False
+    """Whether another command follows its options, which it gets understood and not run."""
+    here_alone: str = ""
+    """Why no cluster can be sent it; empty where one can."""
 
     def load(self) -> tuple[type[Config], Any]:
         """The recipe class and the function."""
@@ -45,6 +49,8 @@ class Verb:
 
 MAKES_NOTHING = "it makes no version"
 IN_MLFLOW = "what it makes lies in MLflow; --mlflow_uri names the server"
+OF_COMMAND = "it is an option of the command that is sent; put it behind that"
+ABOUT_JOBS = "it speaks with the cluster from outside"
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(
@@ -170,6 +176,7 @@ VERBS: dict[str, Verb] = {
         "infra.ops.mlflow_server:StartRecipe",
         "infra.ops.mlflow_server:start",
         no_out="--folder is where its database lies, --artifacts where files go",
+        here_alone="a server lives longer than a job; start it on a machine of its own",
     ),
     "mlflow sync": Verb(
         "send what runs tracked and a server does not have yet",
@@ -177,10 +184,47 @@ VERBS: dict[str, Verb] = {
         "infra.ops.mlflow_sync:sync",
         no_out=MAKES_NOTHING,
     ),
+    "submit": Verb(
+        "any command as a job of a Ray cluster: submit [its options] COMMAND [the command's]",
+        "infra.ops.jobs.config:SubmitRecipe",
+        "infra.ops.jobs.submit:submit",
+        no_out=OF_COMMAND,
+        sends=True,
+        here_alone=ABOUT_JOBS,
+    ),
+    "jobs list": Verb(
+        "what was submitted, newest first",
+        "infra.ops.jobs.config:ListRecipe",
+        "infra.ops.jobs.verbs:list_jobs",
+        no_out=MAKES_NOTHING,
+        here_alone=ABOUT_JOBS,
+    ),
+    "jobs status": Verb(
+        "how a job is",
+        "infra.ops.jobs.config:JobRecipe",
+        "infra.ops.jobs.verbs:status",
+        no_out=MAKES_NOTHING,
+        here_alone=ABOUT_JOBS,
+    ),
+    "jobs logs": Verb(
+        "a job's log, as far as it is or to its end",
+        "infra.ops.jobs.config:LogsRecipe",
+        "infra.ops.jobs.verbs:logs",
+        no_out=MAKES_NOTHING,
+        here_alone=ABOUT_JOBS,
+    ),
+    "jobs stop": Verb(
+        "end a job in order",
+        "infra.ops.jobs.config:StopRecipe",
+        "infra.ops.jobs.verbs:stop",
+        no_out=MAKES_NOTHING,
+        here_alone=ABOUT_JOBS,
+    ),
 }
 
 FAMILIES: dict[str, str] = {
     "data": "what lies under the root",
+    "jobs": "commands that were submitted to a Ray cluster",
     "mlflow": "tracking server and what it lacks",
     "registry": "registered models and their champions",
 }
@@ -203,6 +247,8 @@ class Call:
     dry_run: bool
     debug: bool
     overrides: tuple[tuple[str, str], ...]
+    sent: Call | None = None
+    """The command that a verb which sends one is given."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,18 +279,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(call: Call) -> int:
     from infra.base.command import Context
-    from infra.base.config import load_recipe
     from infra.base.ray_session import quiet
 
     if not call.debug:
         quiet()
-    recipe_class, function = _verb(call.verb).load()
-    if _verb(call.verb).needs_config and call.config is None:
-        from infra.base.recipe_files import shipped_for
-
-        shipped = ", ".join(shipped_for(recipe_class))
-        _usage(f"{call.verb} needs a recipe; name one with --config: {shipped} (shipped), or a file of yours")
-    recipe = load_recipe(recipe_class, call.config, call.overrides)
+    recipe, function = _understood(call)
+    sent = () if call.sent is None else (_command(call.sent),)
     logging.basicConfig(
         level=logging.DEBUG if call.debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
@@ -252,12 +292,36 @@ def _run(call: Call) -> int:
     )
     # standard output is the outcome's alone; libraries log to it while they load
     with contextlib.redirect_stdout(sys.stderr):
-        outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run))
+        outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run), *sent)
     _say_outcome(outcome, call.as_json)
     if outcome.refused:
         _complain(outcome.refused)
         return RefusedError.exit_code
     return 0
+
+
+def _understood(call: Call) -> tuple[Config, Any]:
+    """A command's recipe, and the function that does it."""
+    from infra.base.config import load_recipe
+
+    recipe_class, function = _verb(call.verb).load()
+    if _verb(call.verb).needs_config and call.config is None:
+        from infra.base.recipe_files import shipped_for
+
+        shipped = ", ".join(shipped_for(recipe_class))
+        _usage(f"{call.verb} needs a recipe; name one with --config: {shipped} (shipped), or a file of yours")
+    return load_recipe(recipe_class, call.config, call.overrides), function
+
+
+def _command(call: Call) -> Command:
+    """A command for one that sends it."""
+    from infra.base.command import Command
+
+    recipe, _ = _understood(call)
+    options = [f"--{key}" if key in BY_NAME else f"--{key}={value}" for key, value in call.overrides]
+    flags = (call.as_json, call.dry_run, call.debug)
+    options += [f"--{name}" for name, given in zip(SWITCHES, flags, strict=True) if given]
+    return Command(call.verb, recipe, call.config, call.root, call.out, tuple(options))
 
 
 def _say_outcome(outcome: Outcome, as_json: bool) -> None:
@@ -275,8 +339,12 @@ def _parse(words: Sequence[str]) -> Call:
     values: dict[str, str] = {}
     flags: set[str] = set()
     overrides: list[tuple[str, str]] = []
+    sent: Call | None = None
     while rest:
         word = rest.pop(0)
+        if VERBS[verb].sends and not word.startswith("-"):
+            sent = _sendable(_parse([word, *rest]))
+            break
         if not word.startswith("--") or len(word) < 3:
             _usage(
                 f"unexpected word '{word}'; options have the form --key value (see {PROGRAM} {verb} --help)"
@@ -301,6 +369,12 @@ def _parse(words: Sequence[str]) -> Call:
             overrides.append((key, value))
     if "out" in values and (reason := VERBS[verb].no_out):
         _usage(f"--out {values['out']} has no meaning for {PROGRAM} {verb}: {reason}")
+    if VERBS[verb].sends and "root" in values:
+        _usage(f"--root {values['root']} has no meaning for {PROGRAM} {verb}: {OF_COMMAND}")
+    if VERBS[verb].sends and sent is None:
+        _usage(
+            f"{verb} needs a command: {PROGRAM} {verb} train --config paper.yaml --root s3://bucket/prefix"
+        )
     overrides += [(key, "true") for key in BY_NAME if key in flags]
     return Call(
         verb=verb,
@@ -311,7 +385,14 @@ def _parse(words: Sequence[str]) -> Call:
         dry_run="dry-run" in flags,
         debug="debug" in flags,
         overrides=tuple(overrides),
+        sent=sent,
     )
+
+
+def _sendable(call: Call) -> Call:
+    if reason := VERBS[call.verb].here_alone:
+        _usage(f"{call.verb} cannot be sent to a cluster: {reason}")
+    return call
 
 
 def _split_verb(words: Sequence[str], purpose: Literal["run", "help"] = "run") -> tuple[str, list[str]]:

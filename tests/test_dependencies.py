@@ -16,6 +16,7 @@ BROUGHT = {
     "markupsafe": "jinja2",
     "mlflow": "mlflow",  # three distributions share its folder
     "pandas": "mlflow",
+    "requests": "ray",
     "tokenizers": "transformers",
 }
 """Packages of which a dependency decides the version: it speaks in their types."""

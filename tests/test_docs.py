@@ -14,7 +14,7 @@ from infra.base.config import load_recipe
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["registry.md", "tracking.md"])
+@pytest.mark.parametrize("page", ["jobs.md", "registry.md", "tracking.md"])
 def test_what_a_page_says_to_type_is_understood(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,5 +27,7 @@ def test_what_a_page_says_to_type_is_understood(
     assert len(commands) >= 5
     for words in commands:
         call = cli._parse(words)
-        recipe_class, _ = cli._verb(call.verb).load()
-        load_recipe(recipe_class, call.config, call.overrides)
+        for one in (call, call.sent):
+            if one is not None:
+                recipe_class, _ = cli._verb(one.verb).load()
+                load_recipe(recipe_class, one.config, one.overrides)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infra.base.config import Config
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,21 @@ class Context:
     """URL of the one version this command makes, in place of its place under the root."""
     dry_run: bool = False
     """State the plan and stop."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line that was understood and is not run here: what `oacir submit` sends to a cluster."""
+
+    verb: str
+    recipe: Config
+    """With file and overrides."""
+    config: str | None
+    """The recipe's file or shipped name, as given."""
+    root: str
+    out: str | None
+    options: tuple[str, ...] = ()
+    """Overrides and switches, as words."""
 
 
 @dataclass(frozen=True)
