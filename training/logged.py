@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
@@ -116,13 +116,19 @@ def mended(version: Version, uri: str | None) -> int:
     return send(spool, uri)
 
 
-def mending(version: Version, uri: str | None) -> tuple[str, ...]:
+def mending(
+    version: Version, uri: str | None, mend: Callable[[Version, str | None], int] = mended
+) -> tuple[str, ...]:
     """The same for a command that has nothing else to do: what was done or could not be, in a line."""
     try:
-        sent = mended(version, uri)
+        sent = mend(version, uri)
     except OacirError as error:
         return (f"warning: {error}",)
-    return (f"{sent:,} records that MLflow lacked of this run were sent",) if sent else ()
+    return (
+        (f"{sent:,} records that MLflow lacked of this {version.manifest.kind[:-1]} were sent",)
+        if sent
+        else ()
+    )
 
 
 def _begin(tracker: Tracker, recipe: TrainRecipe, draft: Draft, parents: Mapping[str, Version]) -> None:

@@ -7,20 +7,23 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import yaml
 
 from infra.base import storage
 from infra.base.spool import FOLDER, Spool, flattened
-from infra.base.tracking import PATIENCE_S, Tracker, shown, tracking_uri
-from infra.base.versions import Draft, Version, code_version
+from infra.base.teller import Teller
+from infra.base.tracking import PATIENCE_S, Tracker, send, shown, tracking_uri
+from infra.base.versions import MANIFEST, Draft, Version, code_version, open_version
 from tuning.config import SweepRecipe
-from tuning.records import TrialRecord
+from tuning.records import TrialRecord, read
 
 log = logging.getLogger(__name__)
 FOUND = "found"
 """Folder in the sweep of the spools of trials that were found."""
+PAGE = "report.html"
 
 
 class SweepLog:
@@ -74,16 +77,8 @@ class SweepLog:
 
     def finished(self, figures: Mapping[str, Any], page: str, content_hash: str) -> None:
         """The page and what is best."""
-        if self.tracker is None:
-            return
-        numbers = {
-            name: float(value)
-            for name, value in flattened(figures).items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        }
-        self.tracker.metrics("sweep", self.recipe.trials, numbers, time.time())
-        self.tracker.text("report.html", page)
-        self.tracker.tags({"oacir.content_hash": content_hash})
+        if self.tracker is not None:
+            _results(self.tracker, figures, page, content_hash, time.time())
 
     def line(self) -> tuple[str, ...]:
         """Where the run is in MLflow, for the outcome."""
@@ -113,6 +108,55 @@ class SweepLog:
         tracker.tags({"oacir.run": place, "oacir.found": "true", "oacir.content_hash": record.run_hash})
         if failure := tracker.close("FINISHED"):
             log.warning(failure)
+
+
+def _results(teller: Teller, figures: Mapping[str, Any], page: str, content_hash: str, time_s: float) -> None:
+    numbers = {
+        name: float(value)
+        for name, value in flattened(figures).items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    teller.metrics("sweep", int(figures["trials"]), numbers, time_s)
+    teller.text(PAGE, page)
+    teller.tags({"oacir.content_hash": content_hash})
+
+
+def mended(version: Version, uri: str | None) -> int:
+    """Tell MLflow what it lacks of a finished sweep, as `training.logged.mended` does of a run.
+
+    Returns:
+        How many records were sent; 0 for a sweep that was never tracked.
+
+    Raises:
+        OacirError: the server does not take them; they are sent the next time.
+    """
+    spool, manifest = Spool(version.path(FOLDER)), version.manifest
+    if uri is None or not spool.records:
+        return 0
+    if spool.ended != "FINISHED":
+        teller, time_s = Teller(spool), datetime.fromisoformat(manifest.created_at).timestamp()
+        page = storage.read_bytes(version.path(PAGE)).decode()
+        _results(teller, manifest.figures, page, manifest.content_hash, time_s)
+        teller.status("FINISHED", time_s)
+    return send(spool, uri)
+
+
+def trial_spools(place: str) -> Iterator[tuple[str, Spool]]:
+    """What the trials of a sweep spooled, by the run's or the spool's URL.
+
+    Args:
+        place: URL of the sweep, finished or not.
+    """
+    if storage.exists(storage.join(place, MANIFEST)):
+        rows = open_version(place).table("trials", ["record"]).to_pylist()
+        records = [TrialRecord.model_validate_json(row["record"]) for row in rows]
+    else:
+        records = list(read(place))
+    for record in records:
+        if record.run and (spool := Spool(storage.join(record.run, FOLDER))).records:
+            yield record.run, spool
+        if (spool := Spool(storage.join(place, FOUND, f"{record.number:05d}"))).records:
+            yield spool.url, spool
 
 
 @contextmanager

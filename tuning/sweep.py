@@ -15,10 +15,21 @@ from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError, RecipeError
 from infra.base.progress import Progress, duration
 from infra.base.tracking import tracking_uri
-from infra.base.versions import MARKER, Draft, Version, content_hash, file_entry, resolve, rows_hash, start
+from infra.base.versions import (
+    MARKER,
+    Draft,
+    Version,
+    content_hash,
+    file_entry,
+    open_version,
+    resolve,
+    rows_hash,
+    start,
+)
 from pipelines.contents import SWEEP_COLUMNS
+from training.logged import mending
 from tuning.config import AVERAGE, LATENCY, MEASURES, SweepRecipe
-from tuning.logged import SweepLog, logged
+from tuning.logged import PAGE, SweepLog, logged, mended
 from tuning.pareto import front, ranked
 from tuning.records import FOLDER, TrialRecord, read, write
 from tuning.space import applied, token
@@ -28,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RAY_FOLDER = "ray"
-PAGE = "report.html"
 SHOWN = 10
 """Trials in the outcome's table, at most."""
 
@@ -84,6 +94,7 @@ def tune(recipe: SweepRecipe, context: Context) -> Outcome:
             f"nothing to do: this sweep of {figures['trials']} trials was finished before: {draft.url}",
             draft.url,
             figures,
+            mending(open_version(draft.url), tracking_uri(plan.recipe.train.tracking.mlflow_uri), mended),
         )
     draft.uses(plan.parents)
     with logged(plan.recipe, draft, plan.versions) as book:
@@ -301,7 +312,6 @@ def _quiet_latency(
 ) -> list[TrialRecord]:
     """Measure all finished trials again, one after another: while trials trained, other ones took their share of the
     machine."""
-    from infra.base.versions import open_version
     from tuning.latency import query_ms
 
     found = []

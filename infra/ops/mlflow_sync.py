@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
@@ -26,7 +27,7 @@ class SyncRecipe(Config):
     """Which runs to bring to which server."""
 
     runs: Annotated[list[str], Field(min_length=1)]
-    """Runs, finished or not: a path or URL, name/key, or a name (all runs of it)."""
+    """Runs and sweeps, finished or not: a path or URL, name/key, or a name (all of it); a sweep's trials go along."""
     mlflow_uri: str | None = None
     """The server (http://…) or database (sqlite:///…); null takes the variable MLFLOW_TRACKING_URI."""
     evaluations: list[str] = Field(default_factory=list)
@@ -41,26 +42,23 @@ def sync(recipe: SyncRecipe, context: Context) -> Outcome:
     Raises:
         OacirError: no server is named or it does not take the records, no such run, or a run was never tracked.
     """
-    from training.logged import mended
-
     uri = tracking_uri(recipe.mlflow_uri)
     if uri is None:
         raise RecipeError(["mlflow_uri is null: name the server, --mlflow_uri http://127.0.0.1:5000"])
     places = [place for named in recipe.runs for place in find_runs(context.root, named)]
     if recipe.files and len(places) != 1:
         raise RecipeError([f"files belong to one run, and {len(places)} are meant; name one"])
-    spools = {place: _tracked(place) for place in places}
-    found = _by_run(recipe, context, places)
+    spools = _spools(places)
+    found = _by_run(recipe, context, list(spools))
     if context.dry_run:
         waiting = sum(len(s.records) - s.sent(shown(uri))[1] for s in spools.values())
-        return Outcome(f"would send {waiting:,} records of {len(places)} runs to {shown(uri)}")
+        return Outcome(f"would send {waiting:,} records of {len(spools)} runs to {shown(uri)}")
     lines, sent, lost = [], 0, 0
-    with Progress("sync", len(places), "runs") as progress:
+    with Progress("sync", len(spools), "runs") as progress:
         for place, spool in spools.items():
             before, lost_before = spool.sent(shown(uri))[1], len(spool.lost(shown(uri)))
-            finished = versions.open_version(place) if _is_finished(place) else None
-            if finished is not None and finished.manifest.kind == "runs":
-                mended(finished, uri)
+            if _is_finished(place):
+                _mend(versions.open_version(place), uri)
                 spool = Spool(storage.join(place, FOLDER))
             _attach(spool, found.get(place, []), recipe.files)
             send(spool, uri)
@@ -71,7 +69,7 @@ def sync(recipe: SyncRecipe, context: Context) -> Outcome:
             lines.append(f"{place}: {now - before:,} records sent to run {run_id} ({state})")
             lines += [f"lost: {line}" for line in gone]
             progress.update(1)
-    figures = {"records": sent, "runs": len(places), "lost": lost}
+    figures = {"records": sent, "runs": len(spools), "lost": lost}
     said = f", {lost} files lost (above)" if lost else ""
     return Outcome(f"{sent:,} records sent{said}: {shown(uri)}", shown(uri), figures, tuple(lines))
 
@@ -99,6 +97,33 @@ def find_runs(root: str, reference: str) -> Iterator[str]:
             " folder, name/key or name"
         )
     yield from found
+
+
+def _spools(places: list[str]) -> dict[str, Spool]:
+    """What is to be sent, by where it lies; a sweep's trials behind the sweep, under which they stand."""
+    from tuning.logged import trial_spools
+
+    found = {place: _tracked(place) for place in places}
+    for place in places:
+        if _kind(place) == "sweeps":
+            found |= dict(trial_spools(place))
+    return found
+
+
+def _kind(place: str) -> str:
+    """What lies there, finished or begun."""
+    for name in (versions.MANIFEST, versions.MARKER):
+        if storage.exists(storage.join(place, name)):
+            return str(json.loads(storage.read_bytes(storage.join(place, name)))["kind"])
+    return "runs"
+
+
+def _mend(version: Version, uri: str) -> None:
+    import training.logged
+    import tuning.logged
+
+    mend = {"runs": training.logged.mended, "sweeps": tuning.logged.mended}
+    mend[version.manifest.kind](version, uri)
 
 
 def _tracked(place: str) -> Spool:

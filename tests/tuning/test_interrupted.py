@@ -29,14 +29,14 @@ EPOCHS = 10
 class Command:
     """`oacir tune` in a process of its own, with a Ray session of its own."""
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path, *options: str, address: str = "local") -> None:
         words = ["tune", "--config", str(root / "sweep.yaml"), "--root", str(root), "--json", *options]
         self.root = root
         self.process = subprocess.Popen(
             [sys.executable, "-m", "infra.cli", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
 
     def wait_for(self, what: Any) -> None:
@@ -52,6 +52,12 @@ class Command:
     def records(self) -> list[TrialRecord]:
         places = list(self.root.glob("sweeps/sweep/*"))
         return read(str(places[0])) if places else []
+
+    @staticmethod
+    def records_of(outcome: dict[str, Any]) -> list[TrialRecord]:
+        """Those of a finished sweep."""
+        rows = open_version(outcome["location"]).table("trials", ["record"]).to_pylist()
+        return [TrialRecord.model_validate_json(row["record"]) for row in rows]
 
     def end(self) -> tuple[int, dict[str, Any], str]:
         """Exit code, the outcome, and what was complained of."""
@@ -97,10 +103,7 @@ def test_after_a_kill_the_same_command_goes_on_and_repeats_nothing(tmp_path: Pat
     assert code == 0, complaint
     assert outcome["finished"] == 3
     assert made(first.run) == before
-    version = open_version(outcome["location"])
-    found = [
-        TrialRecord.model_validate(json.loads(row["record"])) for row in version.table("trials").to_pylist()
-    ]
+    found = Command.records_of(outcome)
     assert found[0] == first
     # the second went on: every step once, and of those done before the kill at most a few anew
     history = open_version(found[1].run).table("history").to_pydict()
@@ -134,3 +137,32 @@ def test_a_trial_whose_process_is_lost_begins_again_where_it_was(tmp_path: Path)
     code, outcome, complaint = command.end()
     assert code == 0, complaint
     assert outcome["finished"] == 2
+
+
+def test_a_node_that_is_lost_costs_no_trial(tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    prepared(tmp_path, [0, 2])
+    small = {"object_store_memory": 100 << 20, "include_dashboard": False}
+    os.environ |= {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    try:
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
+        command = Command(tmp_path, address=cluster.address)
+        command.wait_for(lambda known: known and len(known[0].readings) > 1)
+        lost = next(node for node in nodes if trains(node))
+        cluster.remove_node(lost, allow_graceful=False)
+        code, outcome, complaint = command.end()
+        assert code == 0, complaint
+        assert outcome["finished"] == 2
+        first = command.records_of(outcome)[0]
+        history = open_version(first.run).table("history").to_pydict()
+        assert history["step"] == list(range(1, 3 * EPOCHS + 1))
+    finally:
+        cluster.shutdown()
+
+
+def trains(node: Any) -> bool:
+    """Whether a training worker runs on a node of this machine."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return any("RayTrainWorker" in " ".join(p.cmdline()) for p in raylet.children(recursive=True))

@@ -13,7 +13,9 @@ from small_sweep import STEPS, sweep
 
 from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError, RecipeError
+from infra.base.spool import Spool
 from infra.base.versions import Version, open_version
+from infra.ops.mlflow_sync import SyncRecipe, sync
 from pipelines.contents import recompute
 from training.trainer import train
 from tuning.config import SweepRecipe
@@ -158,6 +160,44 @@ def test_mlflow_has_a_run_for_the_sweep_and_one_under_it_for_each_trial(swept: S
         r.number: pytest.approx(r.figures["avg"]) for r in swept.records if r.figures
     }
     assert above.data.tags["oacir.content_hash"] == swept.version.manifest.content_hash
+
+
+def test_a_driver_killed_before_its_last_words_is_made_up_for(swept: Swept) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{swept.root}/mlflow.db")
+    folder = Path(swept.version.path("tracking"))
+    spool = Spool(str(folder))
+    place = f"sqlite:///{swept.root}/mlflow.db"
+    run_id, _ = spool.sent(place)
+    told = 1 + max(i for i, record in enumerate(spool.records) if record.get("group") == "trial")
+    lacking = len(spool.records) - told
+    assert lacking >= 4  # figures, page, hash, end
+    (file,) = folder.glob("records-*.jsonl")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:told]))
+    spool.note_sent(place, str(run_id), told)
+    client.update_run(run_id, status="RUNNING")
+    again = tune(recipe(swept.root), Context(root=str(swept.root)))
+    assert again.details == (f"{lacking} records that MLflow lacked of this sweep were sent",)
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_another_server_gets_the_sweep_with_its_trials(swept: Swept, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    elsewhere = f"sqlite:///{tmp_path}/other.db"
+    client = MlflowClient(elsewhere)
+    client.create_experiment("tune", artifact_location=f"file://{tmp_path}/artifacts")
+    asked = SyncRecipe(runs=[swept.version.manifest.name], mlflow_uri=elsewhere)
+    assert sync(asked, Context(root=str(swept.root))).figures["runs"] == 4
+    runs = client.search_runs([client.get_experiment_by_name("tune").experiment_id])
+    assert {run.info.run_name: run.info.status for run in runs} == {
+        "sweep": "FINISHED", "sweep 0": "FINISHED", "sweep 1": "FAILED", "sweep 2": "FINISHED",
+    }  # fmt: skip
+    (above,) = [run for run in runs if run.info.run_name == "sweep"]
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs if run is not above}
+    assert parents == {above.info.run_id}
+    assert sync(asked, Context(root=str(swept.root))).figures["records"] == 0
 
 
 def test_what_cannot_run_is_refused_before_anything_is_begun(swept: Swept) -> None:
