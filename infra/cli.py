@@ -184,6 +184,12 @@ VERBS: dict[str, Verb] = {
         "infra.ops.mlflow_sync:sync",
         no_out=MAKES_NOTHING,
     ),
+    "doctor": Verb(
+        "whether this machine and what it reaches can do what commands ask; one line each with the fix",
+        "infra.ops.doctor.doctor:DoctorRecipe",
+        "infra.ops.doctor.doctor:doctor",
+        no_out=MAKES_NOTHING,
+    ),
     "submit": Verb(
         "any command as a job of a Ray cluster: submit [its options] COMMAND [the command's]",
         "infra.ops.jobs.config:SubmitRecipe",

@@ -15,6 +15,7 @@ BROUGHT = {
     "fsspec": "s3fs",
     "markupsafe": "jinja2",
     "mlflow": "mlflow",  # three distributions share its folder
+    "packaging": "ray",
     "pandas": "mlflow",
     "requests": "ray",
     "tokenizers": "transformers",

@@ -14,7 +14,7 @@ from infra.base.config import load_recipe
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["jobs.md", "registry.md", "tracking.md"])
+@pytest.mark.parametrize("page", ["jobs.md", "operations.md", "registry.md", "tracking.md"])
 def test_what_a_page_says_to_type_is_understood(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""`oacir doctor`: whether this machine can do what it will be asked."""
