@@ -80,13 +80,17 @@ def promoted(recipe: PromoteRecipe, context: Context, measured_by: Measure) -> O
     asked = str(registered.find(recipe.version).version)  # an alias may move while this runs
     for _ in range(TRIES):
         log = registered.log()
-        present = history.champion(log)
+        decided, present = history.champion(log), registered.standing(log)
         if context.dry_run:
             return Outcome(
                 f"would measure version {asked} of {recipe.name} against champion {present or 'none'}"
             )
         moved = registered.settle()
-        if moved is not None:
+        if decided != present:
+            lines.append(
+                f"champion {decided} was deleted on the server: {present or 'none'} stands in its place"
+            )
+        elif moved is not None:
             lines.append(
                 f"alias {CHAMPION} pointed to {moved}, which no promotion made: set to {present or 'none'}"
             )

@@ -261,15 +261,25 @@ class Registered:
                 return entry
         raise OacirError(f"{self.name}: others write its history without a pause; try again")
 
+    def standing(self, log: Sequence[Entry]) -> str | None:
+        """The champion after a history; the one before it where that was deleted on the server. None where none is
+        left."""
+        return self.newest(history.stack(log))
+
+    def newest(self, champions: Sequence[str]) -> str | None:
+        """The last of some versions that is still on the server."""
+        there = {str(version.version) for version in self.versions()}
+        return next((version for version in reversed(champions) if version in there), None)
+
     def settle(self) -> str | None:
         """Have the alias `champion` point where the history says, also where a command was killed before it did, or
-        someone moved it by hand; what it pointed to, where it was moved.
+        someone moved it by hand or deleted the version; what it pointed to, where it was moved.
 
         Two that settle at once end alike: each looks at the history again after its move.
         """
         moved: str | None = None
         for _ in range(TRIES):
-            wanted, there = history.champion(self.log()), self.alias(CHAMPION)
+            wanted, there = self.standing(self.log()), self.alias(CHAMPION)
             if wanted == there:
                 return moved
             moved = moved or there or "none"

@@ -66,7 +66,13 @@ def show(recipe: HistoryRecipe, _: Context) -> Outcome:
         "history": [asdict(entry) for entry in log],
     }
     message = f"champion {history.champion(log) or 'none'}, {len(versions)} versions, {len(log)} decisions:"
-    if aliases[CHAMPION] != history.champion(log):
+    standing = registered.standing(log)
+    if standing != history.champion(log):
+        lines.append(
+            f"champion {history.champion(log)} was deleted on the server; for the next promotion"
+            f" {standing or 'none'} stands in its place"
+        )
+    elif aliases[CHAMPION] != standing:
         lines.append(
             f"alias {CHAMPION} points to {aliases[CHAMPION] or 'none'}, which no decision made; the next promotion or"
             " rollback sets it"
@@ -75,23 +81,21 @@ def show(recipe: HistoryRecipe, _: Context) -> Outcome:
 
 
 def rollback(recipe: RollbackRecipe, context: Context) -> Outcome:
-    """Make the champion before the present one champion again. It passed its gates when it became one.
+    """Make the champion before the present one champion again. It passed its gates when it became one. Those that were
+    deleted on the server are passed over.
 
     Raises:
-        OacirError: there was none, or it was deleted.
+        OacirError: there was none.
     """
     uri = server_uri(recipe.mlflow_uri)
     registered = Registered(uri, recipe.name)
     for _ in range(TRIES):
         log = registered.log()
         champions = history.stack(log)
-        if len(champions) < 2:
-            present = champions[0] if champions else "none"
-            raise OacirError(
-                f"{recipe.name}: no champion before the present one ({present}); promote a version"
-            )
-        now, before = champions[-1], champions[-2]
-        registered.find(before)
+        now = champions[-1] if champions else "none"
+        before = registered.newest(champions[:-1])
+        if before is None:
+            raise OacirError(f"{recipe.name}: no champion before the present one ({now}); promote a version")
         if context.dry_run:
             return Outcome(f"would go back from version {now} to {before} of {recipe.name} at {shown(uri)}")
         if registered.decide(log, "rollback", before, recipe.why) is not None:

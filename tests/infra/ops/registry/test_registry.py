@@ -267,6 +267,31 @@ def test_back_to_the_champion_before_and_all_of_it_is_history(scene: Scene, firs
     assert registered.alias(CHAMPION) == "1"
 
 
+def test_a_champion_that_was_deleted_on_the_server_gives_way_to_the_one_before(scene: Scene) -> None:
+    for model, number in (("adafocal", "1"), ("beta0", "2")):
+        assert scene.register(model, name="gone")["version"] == number
+        assert promote(scene.promotion(number, "gone", tolerance=100.0), scene.context).refused is None
+    registered = Registered(scene.uri, "gone")
+    registered.client.delete_model_version("gone", "2")
+    assert registered.alias(CHAMPION) is None
+    shown = show(HistoryRecipe(name="gone", mlflow_uri=scene.uri), scene.context)
+    assert shown.details[-1].startswith(
+        "champion 2 was deleted on the server; for the next promotion 1 stands"
+    )
+    again = scene.register("beta0", name="gone")["version"]
+    judged = promote(scene.promotion(again, "gone", tolerance=0.0, size_bytes=1), scene.context)
+    assert judged.details[0] == "champion 2 was deleted on the server: 1 stands in its place"
+    assert {c["champion"] for c in judged.figures["gates"] if c["gate"] == "schema"} != {""}
+    assert judged.figures["champion_before"] == "1"
+    assert registered.alias(CHAMPION) == "1"
+    back = rollback(RollbackRecipe(name="gone", mlflow_uri=scene.uri), scene.context)
+    assert back.figures == {"version": "1", "before": "2"}
+    registered.client.delete_model_version("gone", "1")
+    outcome = promote(scene.promotion(again, "gone", tolerance=0.0), scene.context)
+    assert outcome.details == ("champion 1 was deleted on the server: none stands in its place",)
+    assert registered.alias(CHAMPION) == again
+
+
 def test_to_production_it_goes_as_challenger_and_once(
     scene: Scene, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
