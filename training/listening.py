@@ -8,6 +8,9 @@ from typing import Protocol
 from infra.base.errors import OacirError
 from training.job import Note
 
+MARK = "#trial-"
+"""In an origin, behind the URL of its run: what follows only tells runs of the same origin apart."""
+
 
 class StoppedError(OacirError):
     """A training that its listener ended. Its checkpoints lie there; the same recipe goes on."""

@@ -32,7 +32,7 @@ from training.data import (
     training_texts,
 )
 from training.job import PROFILE_FOLDER, TRAINED, Board, Job
-from training.listening import Listener
+from training.listening import MARK, Listener
 from training.logged import Log, logged, mending
 from training.memory import NUMBER, predicted
 from training.room import require_workers_fit
@@ -90,7 +90,8 @@ def train(
         recipe: what is trained.
         context: where.
         listener: who follows the training and may end it.
-        origin: URL of the run whose newest checkpoint this one begins with; then part of its key.
+        origin: URL of the run whose newest checkpoint this one begins with; then part of its key, with what
+            `MARK` adds to it.
 
     Returns:
         where the run lies: `export/` (model and processor), `history.parquet` (a row per step), `dev.parquet`.
@@ -130,7 +131,7 @@ def train(
             mending(Version(draft.url, draft.finished), uri),
         )
     if origin is not None and not checkpoints.complete_steps(draft.url):
-        checkpoints.branch(origin, draft.url)
+        checkpoints.branch(origin.partition(MARK)[0], draft.url)
     with logged(recipe, draft, inputs.versions) as log:
         if listener is not None:
             listener.begins(draft.url, inputs.total_steps)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from infra.base.config import Config, Name, recipe_hash
 from training.config import TrainRecipe
-from tuning.space import Dimension, Grid, Values, drawn, every, listed, refusals
+from tuning.space import Dimension, Grid, Values, drawn, every, listed, refusals, token
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -149,6 +149,11 @@ class SweepRecipe(Config):
             found.append(
                 f"algorithm grid cannot list {', '.join(endless)}; use kind choice, grid or int there"
             )
+        if isinstance(self.algorithm, Random) and self.algorithm.trials > 1 and self.space.keys() == {*grids}:
+            found.append(
+                f"algorithm random would try the same combinations of grids {self.algorithm.trials} times; set"
+                " algorithm.kind to grid"
+            )
         if kind == "tpe" and grids:
             found.append(f"algorithm tpe chooses for itself; use kind choice for {', '.join(grids)}")
         if len(set(self.objectives)) < len(self.objectives):
@@ -177,6 +182,11 @@ class SweepRecipe(Config):
                 )
             if kind == "tpe":
                 found.append("scheduler pbt chooses for itself; set algorithm.kind to random or grid")
+            elif len({token(values) for values in self.given or ()}) < self.trials:
+                found.append(
+                    f"scheduler pbt trains all {self.trials} trials at once, and some have the same values, so that"
+                    " they are the same run; take uniform, loguniform or more values, or lower algorithm.trials"
+                )
         return found
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 
 from infra.base.progress import Progress
+from training.listening import MARK
 from tuning import orphans
 from tuning.records import TrialRecord, last_figures, write
 from tuning.schedulers import REPLAYED
@@ -118,7 +119,8 @@ def _moved(record: TrialRecord, result: dict[str, Any]) -> TrialRecord:
     origin, values = result["origin"], result["values"]
     if (origin, values) == (record.origin, record.values):
         return record
-    said = f"went on from {'/'.join(origin.rstrip('/').split('/')[-2:])} with {token(values)}"
+    run = origin.partition(MARK)[0]
+    said = f"went on from {'/'.join(run.rstrip('/').split('/')[-2:])} with {token(values)}"
     return record.model_copy(
         update={"values": dict(values), "origin": origin, "changes": (*record.changes, said)}
     )

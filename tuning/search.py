@@ -50,6 +50,8 @@ class Proposals(Searcher):
         if isinstance(recipe.algorithm, Tpe):
             self.study = Estimator(recipe, recipe.algorithm, records)
         self.of_trial: dict[str, int] = {}
+        self.trained: dict[str, str] = {}
+        """Values of the trials under way, by Tune's id."""
 
     @property
     def left(self) -> int:
@@ -57,23 +59,31 @@ class Proposals(Searcher):
         return len(self.waiting) + (self.recipe.trials - self.next if self.study is not None else 0)
 
     def suggest(self, trial_id: str) -> Any:
-        """The configuration of the next trial, or that there is none."""
-        if self.waiting:
-            number, values = self.waiting.pop(0)
-            if self.study is not None:
-                self.study.again(number, values)
-        elif self.study is not None and self.next < self.recipe.trials:
-            number, values = self.next, self.study.ask(self.next)
+        """The configuration of the next trial; that there is none; or None while there is none yet.
+
+        Trials with the same values are the same run, which one process at a time may train: the second waits until
+        the first has ended, and finds it.
+        """
+        if self.study is not None and not self.waiting and self.next < self.recipe.trials:
+            self.waiting.append((self.next, self.study.ask(self.next)))
             self.next += 1
-        else:
+        if not self.waiting:
             return Searcher.FINISHED
-        self.of_trial[trial_id] = number
+        busy = set(self.trained.values())
+        free = [i for i, (_, values) in enumerate(self.waiting) if token(values) not in busy]
+        if not free:
+            return None
+        number, values = self.waiting.pop(free[0])
+        if self.study is not None:
+            self.study.again(number, values)
+        self.of_trial[trial_id], self.trained[trial_id] = number, token(values)
         return {"trial": {"number": number, "values": values}}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Let the estimator learn from it."""
+        self.trained.pop(trial_id, None)
         if self.study is None or trial_id not in self.of_trial:
             return
         finished = not error and result is not None and result.get("state") == "finished"
@@ -133,7 +143,9 @@ class Estimator:
         }
 
     def again(self, number: int, values: Values) -> None:
-        """A trial that was begun before goes on with the values it had."""
+        """A trial that was begun before goes on with the values it had; one that was just asked for needs nothing."""
+        if number in self.asked:
+            return
         self.study.enqueue_trial(self._params(values))
         self.asked[number] = self.study.ask(self.distributions)
 

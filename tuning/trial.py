@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from infra.base.errors import OacirError
 from infra.base.tracking import track_at
 from training.config import TrainRecipe
 from training.job import Note
-from training.listening import StoppedError
+from training.listening import MARK, StoppedError
 from tuning.describe import described
 from tuning.records import Reading, TrialRecord, reading
 from tuning.schedulers import REPLAYED
@@ -176,10 +176,8 @@ class Trial(tune.Trainable):
             return Replay(ended, self.shared.objectives)
         if not self.pointer:
             return Course(self.shared, number, values, self.shared.origins.get(number))
-        before = self.pointer
-        same = before["number"] == number and before["values"] == values
-        origin = before["origin"] if same else before["run"]
-        return Course(self.shared, number, values, origin or None, before["step"])
+        origin = begun_with(self.pointer, number, values)
+        return Course(self.shared, number, values, origin or None, self.pointer["step"])
 
     def cleanup(self) -> None:
         """End what runs."""
@@ -208,6 +206,17 @@ class Trial(tune.Trainable):
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on from another trial's run, or from this one's."""
         self.pointer = json.loads((Path(checkpoint) / POINTER).read_text())
+
+
+def begun_with(pointer: Mapping[str, Any], number: int, values: Values) -> str:
+    """The origin of the run that a trial goes on with from a checkpoint: that of its own run, or another trial's run.
+
+    Two trials may copy the same one with the same values, and one may do so twice: trial and step make these
+    different runs.
+    """
+    if pointer["number"] == number and pointer["values"] == values:
+        return str(pointer["origin"])
+    return f"{pointer['run']}{MARK}{number}-{pointer['step']}"
 
 
 def result(item: Reading, run_url: str) -> dict[str, Any]:

@@ -59,6 +59,12 @@ def test_all_of_the_papers_ablations_of_numbers_have_a_sweep() -> None:
             {"scheduler": {"kind": "pbt"}, "train": {"model": {"modulation": "scalar"}}},
             "scheduler pbt cannot change model.crm_layers while a model trains",
         ),
+        (
+            {"training.learning_rate": {"kind": "choice", "values": [1e-3, 1e-4]}},
+            {"scheduler": {"kind": "pbt"}, "algorithm": {"kind": "random", "trials": 3}},
+            "scheduler pbt trains all 3 trials at once, and some have the same values",
+        ),
+        (BETA, {"algorithm": {"kind": "random"}}, "would try the same combinations of grids 10 times"),
         ({}, {}, "space is empty"),
         (BETA, {"train": {"training": {"dev_every_epochs": None}}}, "trials are judged on dev"),
     ],

@@ -10,9 +10,10 @@ from typing import Any
 from small_sweep import ended
 
 from infra.base.progress import Progress
+from training.listening import MARK
 from tuning.ledger import Ledger
 from tuning.records import Reading, TrialRecord, read
-from tuning.trial import result
+from tuning.trial import begun_with, result
 
 VALUES = {"training.learning_rate": 1e-3}
 OTHERS = {"training.learning_rate": 2e-3}
@@ -69,11 +70,25 @@ def test_a_copied_trial_says_from_whom_and_with_what(tmp_path: Path) -> None:
     book.on_trial_result(trial=trial(values=OTHERS), result=told(6, 1.5))
     assert read(str(tmp_path))[0].changes == ()
     book.on_trial_start(trial=trial(values=OTHERS))
-    book.on_trial_result(trial=trial(values=OTHERS), result=told(9, 7.0, OTHERS, "/root/runs/small/best"))
+    book.on_trial_result(
+        trial=trial(values=OTHERS), result=told(9, 7.0, OTHERS, "/root/runs/small/best#trial-0-8")
+    )
     (kept,) = read(str(tmp_path))
     assert kept.values == OTHERS
-    assert kept.origin == "/root/runs/small/best"
+    assert kept.origin == "/root/runs/small/best#trial-0-8"
     assert kept.changes == ('went on from small/best with {"training.learning_rate": 0.002}',)
+
+
+def test_copies_of_one_trial_are_runs_of_their_own() -> None:
+    """Two copies of the best with the same values would train in one folder, and a later one would find the earlier."""
+    best = {"number": 5, "values": VALUES, "run": "/root/runs/small/best", "origin": "", "step": 8}
+    copies = [begun_with(best, 0, OTHERS), begun_with(best, 1, OTHERS)]
+    copies += [begun_with(best | {"step": 16}, 0, OTHERS), begun_with(best, 0, VALUES)]
+    assert len(set(copies[:3])) == 3
+    assert {origin.partition(MARK)[0] for origin in copies} == {"/root/runs/small/best"}
+    # its own checkpoint, after its process was lost, leads to the run it had
+    own = {"number": 0, "values": OTHERS, "run": "/root/runs/small/own", "origin": copies[0], "step": 9}
+    assert begun_with(own, 0, OTHERS) == copies[0]
 
 
 def test_a_process_that_is_lost_too_often_fails_its_trial_alone(tmp_path: Path) -> None:

@@ -49,6 +49,44 @@ def test_a_list_is_handed_out_once_and_in_order() -> None:
     assert [(n, v["model.fixed_beta"]) for n, v in go_on(search, 9)] == [(0, 0), (1, 1), (2, 2), (3, 3)]
 
 
+FEW = {"training.seed": {"kind": "choice", "values": [0, 1]}}
+
+
+def test_equal_values_are_one_run_so_the_second_waits_for_the_first() -> None:
+    recipe = sweep(FEW, algorithm={"kind": "random", "trials": 5, "seed": 4})
+    assert [v["training.seed"] for v in recipe.given] == [1, 0, 0, 0, 0]
+    search = proposals(recipe, [])
+    assert [search.suggest(name)["trial"]["number"] for name in "ab"] == [0, 1]
+    assert search.suggest("c") is None
+    search.on_trial_complete("a", {"state": "finished", "avg": 1.0})
+    assert search.suggest("c") is None
+    search.on_trial_complete("b", error=True)
+    assert search.suggest("c")["trial"]["number"] == 2
+    assert search.suggest("d") is None
+    assert search.left == 2
+
+
+def test_the_estimator_waits_with_equal_values_too() -> None:
+    search = proposals(sweep(FEW, algorithm=TPE | {"trials": 6}), [])
+    under_way: dict[str, dict[str, Any]] = {}
+    numbers = []
+    for turn in range(30):
+        name = f"t{turn}"
+        given = search.suggest(name)
+        if given == Searcher.FINISHED:
+            break
+        if given is None:
+            search.on_trial_complete(next(iter(under_way)), {"state": "finished", "avg": float(turn)})
+            del under_way[next(iter(under_way))]
+            continue
+        under_way[name] = given["trial"]["values"]
+        numbers.append(given["trial"]["number"])
+        seeds = [values["training.seed"] for values in under_way.values()]
+        assert len(seeds) == len(set(seeds)) <= 2
+    assert sorted(numbers) == [0, 1, 2, 3, 4, 5]
+    assert len(search.study.study.trials) == 6
+
+
 def test_after_an_interruption_only_what_has_not_ended_is_tried() -> None:
     recipe = sweep(GRID, algorithm={"kind": "grid"})
     known = [ended(0, recipe.given[0], avg=1.0), TrialRecord(number=1, values=recipe.given[1])]
