@@ -122,8 +122,20 @@ def test_a_missing_world_size_factor_would_be_noticed(monkeypatch: pytest.Monkey
     assert largest_relative_error(found, expected) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("world_size", "stage"), [(2, 2), (4, 1)])
-def test_deepspeed_takes_the_mean_that_the_loss_expects(world_size: int, stage: int) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "stage", "names"),
+    [
+        (2, 2, ("scalar",)),
+        (4, 1, ("scalar",)),
+        *(
+            pytest.param(n, stage, tuple(VARIANTS), marks=pytest.mark.long, id=f"{n}-{stage}-every variant")
+            for n, stage in ((1, 2), (2, 0), (2, 1), (2, 2), (2, 3), (4, 1), (4, 2), (4, 3))
+        ),
+    ],
+)
+def test_deepspeed_takes_the_mean_that_the_loss_expects(
+    world_size: int, stage: int, names: tuple[str, ...]
+) -> None:
     """The real engine: gradients as ZeRO hands them to the optimizer."""
     from training.engine import import_deepspeed, make_engine
 
@@ -133,21 +145,29 @@ def test_deepspeed_takes_the_mean_that_the_loss_expects(world_size: int, stage: 
         {"training": {"batch_size": ROWS}, "scaling": {"workers": world_size, "zero_stage": stage}}
     )
 
-    def work(rank: int) -> Gradients:
+    def one(name: str, rank: int) -> Gradients:
         from deepspeed.utils import safe_get_full_grad
 
-        engine = make_engine(ContrastiveTask(small_model(torch.float32)), recipe)
+        engine = make_engine(ContrastiveTask(small_model(torch.float32, **VARIANTS[name])), recipe)
         engine.train()
         output = engine(part(global_batch(torch.float32), rank, world_size))
         engine.backward(output.objective)
-        parameters = {n: p for n, p in engine.module.model.named_parameters() if p.requires_grad}
-        return {n: safe_get_full_grad(p).clone() for n, p in parameters.items()}
+        found = {
+            n: p.grad if stage == 0 else safe_get_full_grad(p)
+            for n, p in engine.module.model.named_parameters()
+            if p.requires_grad
+        }
+        return {n: g.clone() for n, g in found.items() if g is not None}
 
-    _, expected = reference_gradients(small_model(torch.float32))
-    found = {n: g.reshape(expected[n].shape) for n, g in on_processes(world_size, work).items()}
-    # as one vector: single parameters with tiny gradients are all rounding in float32
-    whole = [torch.cat([g[n].flatten() for n in expected]) for g in (found, expected)]
-    assert float((whole[0] - whole[1]).norm() / whole[1].norm()) <= 1e-3
+    results = on_processes(world_size, lambda rank: {name: one(name, rank) for name in names})
+    for name in names:
+        _, expected = reference_gradients(small_model(torch.float32, **VARIANTS[name]))
+        found = results[name]
+        # ZeRO has zeros for a parameter that the variant does not use
+        assert all(n in expected or not g.any() for n, g in found.items()), name
+        # as one vector: single parameters with tiny gradients are all rounding in float32
+        whole = [torch.cat([g[n].flatten() for n in expected]) for g in (found, expected)]
+        assert float((whole[0] - whole[1]).norm() / whole[1].norm()) <= 1e-3, name
 
 
 def test_shares_cover_all_rows_in_order() -> None:
