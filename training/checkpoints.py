@@ -213,6 +213,7 @@ class CheckpointWriter:
         problem: why the last write failed; empty if it did not.
         failures: how many failed in a row.
         last_s, spent_s: seconds that the last finished part took, and all of them.
+        usual_s: the lesser of the last two: a store that was away once shall not move later checkpoints apart.
     """
 
     def __init__(self, run_url: str, rank: int, world_size: int, kept: int) -> None:
@@ -222,7 +223,7 @@ class CheckpointWriter:
         self._best: Future[None] | None = None
         self._unwritten: tuple[str, dict[str, Tensor]] | None = None
         self.problem, self.failures = "", 0
-        self.last_s, self.spent_s = 0.0, 0.0
+        self.last_s, self.spent_s, self.usual_s = 0.0, 0.0, 0.0
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Copy the state and start writing it; waits for the part before, not for the best weights."""
@@ -287,8 +288,10 @@ class CheckpointWriter:
         _write(url, tensors)
         if self.rank == 0:
             self._prune()
-        self.last_s = time.monotonic() - began
-        self.spent_s += self.last_s
+        took = time.monotonic() - began
+        self.usual_s = min(took, self.last_s) if self.spent_s else took
+        self.last_s = took
+        self.spent_s += took
 
     def _prune(self) -> None:
         done = complete_steps(self.run_url)

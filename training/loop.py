@@ -280,7 +280,7 @@ class Loop:
             self._bear_failures()
             if self.step < 1 / checkpoints.GROWTH and self.least == 1:
                 self.writer.settle()  # so early that one lost step is more than a twentieth of the work
-            least = checkpoints.least_distance(self.writer.last_s, self.writer.spent_s, self.parts.step_s)
+            least = checkpoints.least_distance(self.writer.usual_s, self.writer.spent_s, self.parts.step_s)
             # every worker has clocks of its own; all have to save after the same steps
             self.least = int(largest_of_all(float(least), self.device))
         self.saved = self.step

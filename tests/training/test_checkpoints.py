@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,25 @@ def test_writing_takes_a_tenth_of_the_time_at_most() -> None:
             least = least_distance(write_s, spent, step_s)
     assert spent <= FREE_S + write_s + 0.1 * 20_000 * step_s
     assert least == 300  # 60 s of steps, of which 6 s pass while one is written
+
+
+def test_one_outage_of_the_store_moves_no_later_checkpoint_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, took = checkpoints._write, iter((0.0, 0.5, 0.0))
+
+    def slow(url: str, tensors: dict[str, torch.Tensor]) -> None:
+        time.sleep(next(took))
+        true(url, tensors)
+
+    monkeypatch.setattr(checkpoints, "_write", slow)
+    writer, usual = CheckpointWriter(str(tmp_path), 0, 1, 2), []
+    for step in (1, 2, 3):
+        writer.save(step, state(step))
+        writer.wait()
+        usual.append(writer.usual_s)
+    writer.close()
+    assert max(usual) < 0.5 <= writer.spent_s
 
 
 def test_cheap_checkpoints_and_the_first_of_any_lie_as_close_as_the_work_at_stake_asks() -> None:
