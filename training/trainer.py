@@ -287,6 +287,7 @@ def _fit(
 ) -> tuple[dict[str, Any], int]:
     """Run the loop under Ray Train; figures of what it cost here, and the step it went on from."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from infra.base.ray_session import connect
     from training.devset import load_dev
@@ -312,7 +313,9 @@ def _fit(
     queries = with_negatives(queries, recipe.training, quadruples, inputs.dataset, store)
     done = checkpoints.complete_steps(draft.url)
     checkpoints.remove_after(draft.url, done[-1] if done else 0)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    # beside this driver, as Ray Train's controller: a machine that is lost shall cost its workers alone
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     weights = inputs.model.state_dict()
     plan, streamed = None, dict[str, Any]()
     if isinstance(store, ImageSet):
