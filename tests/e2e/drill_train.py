@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from drilling import MOST_REDONE, ROOT, environment, oacir, write_result
+from drilling import MOST_REDONE, ROOT, environment, oacir, title, write_result
 
 PROGRESS = re.compile(rb"train: ([\d,]+) of")
 RUN = "drill"
@@ -140,6 +140,8 @@ class Training:
     def kill(self) -> None:
         """SIGKILL to the driver alone; what it started has to notice by itself."""
         family = psutil.Process(self.process.pid).children(recursive=True)
+        # node agents outlive a killed session for a minute or two, and write nothing of ours
+        family = [process for process in family if not title(process).endswith("Agent")]
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         os.close(self.terminal)

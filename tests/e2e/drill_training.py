@@ -17,8 +17,9 @@ python tests/e2e/drill_training.py [--kind worker --kind hang …] --moments 10 
     nan        a loss is no number                       exit code 1, the batch is named, the same command goes on
 
 damaged and half come with a SIGKILL of the driver. Every fault is one of a single run, but for nan, where each has its
-own. For each: steps that were done again, seconds until a new one was shown. --without-recovery takes out what the
-drill is for, and it must fail.
+own; none comes in its last sixth, which may be over before a fault takes effect. For each: steps that were done again,
+seconds until a new one was shown. --without-recovery takes out what the drill is for, and it must fail.
+--together brings the faults of several kinds (not node, drained, s3, disk, nan) in one training, in a drawn order.
 """
 
 from __future__ import annotations
@@ -28,25 +29,33 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-from drill_train import Training, complete_steps, history
+from drill_train import PROGRESS, Training, complete_steps, history
 from drilling import MOST_REDONE, ROOT, environment, write_result
 
 OUTAGE_S = 60.0
 HANG_S = 15.0
-NO_END_S = 300.0
-PAGE_BYTES = 4096
+NO_END_S = 150.0
+LATEST = 5 / 6
+"""Share of the steps behind which no fault comes."""
+IN_HAND = 2
+"""Steps that any fault may cost: one that ended unseen, and one whose checkpoint was being written."""
+DEV_EVERY = "5"
+"""Epochs, of two steps each."""
+MADE = "scene.json"
+"""File of a folder in which the undisturbed run lies: how long it is."""
 GOES_ON = re.compile(rb"training goes on behind step (\d+)")
 STOPPED = re.compile(r"stopped by SIGTERM: all ([\d,]+) steps are saved; the same command goes on")
 
@@ -66,6 +75,7 @@ class Fault:
     seconds: float = 0.0
     """Until a new step was shown."""
     said: str = ""
+    """What the command or the drill has to say of it."""
 
 
 @dataclass
@@ -82,8 +92,13 @@ class Result:
     same_content: bool = False
     steps_once: bool = False
     most_lost: int | None = None
-    """Steps that a fault may cost; None is a tenth of the finished ones."""
+    """Steps that a fault may cost; None is `most_share` of the finished ones and `IN_HAND`."""
+    most_share: float = MOST_REDONE
     failure: str = ""
+    load_average: float = 0.0
+    """Of the machine, at the end."""
+    others: list[str] = field(default_factory=list)
+    """Kinds whose faults befell the same training."""
 
     @property
     def passed(self) -> bool:
@@ -93,7 +108,7 @@ class Result:
 
     def allowed(self, fault: Fault) -> float:
         """Steps that it may have cost."""
-        return MOST_REDONE * fault.finished if self.most_lost is None else self.most_lost
+        return IN_HAND + self.most_share * fault.finished if self.most_lost is None else self.most_lost
 
     def told(self) -> dict[str, Any]:
         """What is written down."""
@@ -119,25 +134,32 @@ class Scene:
     step_s: float
 
     def course(self, name: str, more: list[str], planted: str, **variables: str) -> Course:
-        """A training that is to be disturbed."""
+        """A training that is to be disturbed, begun anew."""
+        shutil.rmtree(self.folder / name, ignore_errors=True)
         return Course(self, str(self.folder / name), [*self.options, *more], planted, variables)
 
 
 @contextmanager
 def scene(folder: Path, steps: int, identities: int) -> Iterator[Scene]:
-    """Make the benchmark, its features and the undisturbed run."""
+    """Make the benchmark, its features and the undisturbed run, where they do not lie in the folder yet."""
     from small_benchmark import write_benchmark
 
     from infra.base.versions import open_version
 
-    write_benchmark(folder, identities=identities)
-    embedded = ["embed", "--config", "tiny", "--dataset", "small", "--root", str(folder)]
-    subprocess.run(
-        [sys.executable, "-m", "infra.cli", *embedded],
-        check=True, cwd=ROOT, env=environment(), capture_output=True,
-    )  # fmt: skip
+    sizes, made = {"steps": steps, "identities": identities}, folder / MADE
     options = ["--training.steps", str(steps), "--training.epochs", str(steps)]
-    Training(folder, folder / "whole", options).finish()
+    options += ["--training.dev_every_epochs", DEV_EVERY]
+    if not made.exists():
+        write_benchmark(folder, identities=identities)
+        embedded = ["embed", "--config", "tiny", "--dataset", "small", "--root", str(folder)]
+        subprocess.run(
+            [sys.executable, "-m", "infra.cli", *embedded],
+            check=True, cwd=ROOT, env=environment(), capture_output=True,
+        )  # fmt: skip
+        Training(folder, folder / "whole", options).finish()
+        made.write_text(json.dumps(sizes))
+    elif json.loads(made.read_text()) != sizes:
+        raise RuntimeError(f"{made}: other sizes than {sizes}; give another --scene")
     whole = open_version(str(folder / "whole"))
     seconds = sorted(whole.table("history")["seconds"].to_pylist())
     expected = history(folder / "whole")
@@ -153,6 +175,7 @@ class Course:
         self.scene, self.out, self.options = scene, out, options
         self.planted = ["--without", planted] if planted else []
         self.variables = variables
+        self.rng = random.Random(0)
         self._run: Training | None = None
 
     @property
@@ -168,6 +191,8 @@ class Course:
     def until(self, step: int) -> Fault | None:
         """Wait until the step is shown, and a random part of another one; None where training is over."""
         self.run.until(step)
+        time.sleep(self.rng.random() * self.scene.step_s)
+        self.run.poll()
         if self.run.process.poll() is not None:
             return None
         unseen = int((time.monotonic() - self.run.seen_at) / self.scene.step_s) + 1
@@ -179,16 +204,20 @@ class Course:
 
     def goes_on(self, fault: Fault, began: float, resumed_at: int, finished: int | None = None) -> None:
         """Wait for a step that is new, and note what the fault cost."""
-        fault.resumed_at, fault.finished = resumed_at, finished or fault.finished
-        fault.lost = max(0, fault.finished - resumed_at)
+        fault.finished = fault.finished if finished is None else finished
+        known, first = max(fault.shown_step, resumed_at), len(self.run.said)
         limit = time.monotonic() + NO_END_S
-        while self.run.process.poll() is None and self.newest() <= fault.shown_step:
+        while self.run.process.poll() is None and self.run.step <= known:
             self.run.poll()
             if time.monotonic() > limit:
                 self.end()
                 raise RuntimeError(f"no new step within {NO_END_S:g} s")
             time.sleep(0.01)
         fault.seconds = round(time.monotonic() - began, 1)
+        # a command that begins anew shows so
+        shown = PROGRESS.search(self.run.said, first)
+        fault.resumed_at = min(resumed_at, int(shown[1].replace(b",", b""))) if shown else resumed_at
+        fault.lost = max(0, fault.finished - fault.resumed_at)
 
     def behind(self, heard: int) -> int:
         """Wait until the command says behind which step it goes on by itself, which it had not said yet."""
@@ -203,10 +232,6 @@ class Course:
             time.sleep(0.01)
         return int(found[0])
 
-    def newest(self) -> int:
-        """The last step shown, also by another command than the fault befell."""
-        return self.run.step
-
     def stop_line(self, code: int) -> str:
         """What a command said that has stopped by itself, which must be a line of its own."""
         self.run.until(None)
@@ -216,7 +241,7 @@ class Course:
             raise RuntimeError(f"exit code {self.run.process.returncode}, {len(lines)} lines: {text[-600:]}")
         with suppress(OSError):
             os.close(self.run.terminal)
-        return lines[0].partition("oacir: error: ")[2]
+        return lines[0].partition("oacir: error: ")[2].replace(str(self.scene.folder), "…")
 
     def end(self) -> None:
         """Kill what there is of it."""
@@ -330,7 +355,8 @@ class Kind:
         options: of the command.
         planted: what of `planted.py` takes the recovery out; empty where an option does.
         without: options that do.
-        most_lost: steps that a fault may cost; None for a tenth.
+        most_lost, most_share: as in `Result`.
+        first: step before which no fault comes.
     """
 
     act: Act
@@ -338,6 +364,8 @@ class Kind:
     planted: str = ""
     without: tuple[str, ...] = ()
     most_lost: int | None = None
+    most_share: float = MOST_REDONE
+    first: int = 1
 
 
 NO_RETRY = ("--scaling.max_failures", "0")
@@ -348,8 +376,8 @@ KINDS: dict[str, Kind] = {
     "hang": Kind(suspend, ("--scaling.hang_s", f"{HANG_S:g}"), without=("--scaling.hang_s", "null")),
     "driver": Kind(kill_driver, planted="no_resume"),
     "term": Kind(terminate_driver, planted="no_draining", most_lost=0),
-    "damaged": Kind(damage, planted="no_sums", most_lost=12),
-    "half": Kind(halve, planted="no_count_of_parts", most_lost=12),
+    "damaged": Kind(damage, planted="no_sums", most_share=2 * MOST_REDONE, first=3),
+    "half": Kind(halve, planted="no_count_of_parts", most_share=2 * MOST_REDONE, first=3),
 }
 
 
@@ -360,19 +388,52 @@ def drill(scene: Scene, name: str, seed: int, moments: int, without: bool) -> Re
     more = list(kind.without if without and kind.without else kind.options)
     planted = kind.planted if without else ""
     result = Result(name, scene.steps, seed, (planted or " ".join(kind.without)) if without else "")
-    result.most_lost = kind.most_lost
-    first = 3 if kind.act in (damage, halve) else 1
-    planned = sorted(rng.sample(range(first, scene.steps - 2), moments))
+    result.most_lost, result.most_share = kind.most_lost, kind.most_share
+    planned = moments_of(scene, rng, moments, kind.first)
     course = scene.course(f"{name}-{without}", more, planted)
     return faulted(course, result, planned, kind.act, rng)
 
 
+def together(scene: Scene, names: Sequence[str], seed: int, moments: int) -> list[Result]:
+    """Faults of several kinds in one training, in an order that is drawn; results by kind."""
+    rng = random.Random(seed)
+    results = {name: Result(name, scene.steps, seed) for name in names}
+    for name, result in results.items():
+        result.most_lost, result.most_share = KINDS[name].most_lost, KINDS[name].most_share
+        result.others = [other for other in names if other != name]
+    order = [name for name in names for _ in range(moments)]
+    rng.shuffle(order)
+    planned = moments_of(scene, rng, len(order), max(KINDS[name].first for name in names))
+    # so many, that several may come between two checkpoints
+    options = [*KINDS["hang"].options, "--scaling.max_failures", str(len(order))]
+    course, queue = scene.course(f"together-{seed}", options, ""), iter(order)
+    whole = Result("", scene.steps, seed)
+
+    def one(course: Course, fault: Fault, rng: random.Random) -> None:
+        name = next(queue)
+        results[name].faults.append(fault)
+        KINDS[name].act(course, fault, rng)
+        sys.stderr.write(f"{name}: {json.dumps(asdict(fault))}\n")
+
+    faulted(course, whole, planned, one, rng)
+    for result in results.values():
+        result.same_losses, result.same_content = whole.same_losses, whole.same_content
+        result.steps_once, result.failure = whole.steps_once, whole.failure
+        result.load_average = whole.load_average
+    return list(results.values())
+
+
+def moments_of(scene: Scene, rng: random.Random, moments: int, first: int = 1) -> list[int]:
+    """Steps at which faults come."""
+    return sorted(rng.sample(range(first, round(LATEST * scene.steps)), moments))
+
+
 def faulted(course: Course, result: Result, planned: list[int], act: Act, rng: random.Random) -> Result:
     """Bring one fault after the other, then compare; a failure is noted, and all is ended."""
+    course.rng = rng
     course.start()
     try:
         for step in planned:
-            time.sleep(rng.random() * course.scene.step_s)  # the moment inside a step is random too
             fault = course.until(step)
             if fault is None:
                 break
@@ -380,11 +441,12 @@ def faulted(course: Course, result: Result, planned: list[int], act: Act, rng: r
             act(course, fault, rng)
         course.judge(result)
     except (RuntimeError, TimeoutError, psutil.Error) as error:
-        result.failure = str(error)[-400:]
+        result.failure = str(error)[-400:].replace(str(course.scene.folder), "…")
         if course.run.process.poll() is None:
             course.end()
     if len(result.faults) < len(planned) and not result.failure:
         result.failure = f"{len(result.faults)} of {len(planned)} faults came before the end"
+    result.load_average = round(os.getloadavg()[0], 1)
     return result
 
 
@@ -423,29 +485,39 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--identities", type=int, default=24)
     parser.add_argument("--without-recovery", action="store_true", help="the drills must fail then")
-    parser.add_argument("--json", type=Path, help="where to write the results, beside those of other kinds")
+    parser.add_argument("--together", action="store_true", help="faults of all these kinds in one training")
+    parser.add_argument("--scene", type=Path, help="where the undisturbed run lies, or shall; kept")
+    parser.add_argument("--json", type=Path, help="where to write the results, behind those that lie there")
     given = parser.parse_args()
+    if given.together and (given.without_recovery or set(given.kind or ()) - set(KINDS)):
+        parser.error(f"--together is for {', '.join(KINDS)}, with their recovery")
     passed = True
-    with (
-        tempfile.TemporaryDirectory(prefix="oacir-drill-") as folder,
-        ExitStack() as stack,
-    ):
-        made = stack.enter_context(scene(Path(folder), given.steps, given.identities))
-        for name in given.kind or kinds:
-            result = kinds[name](made, given.seed, given.moments, given.without_recovery)
+    with ExitStack() as stack:
+        folder = given.scene
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="oacir-drill-")))
+        made = stack.enter_context(scene(folder, given.steps, given.identities))
+        asked = given.kind or list(kinds)
+        results: Iterator[Result] = (
+            kinds[name](made, given.seed, given.moments, given.without_recovery) for name in asked
+        )
+        if given.together:
+            results = iter(together(made, given.kind or list(KINDS), given.seed, given.moments))
+        for result in results:
             passed &= result.passed
             sys.stdout.write(line(result) + "\n")
             sys.stdout.flush()
             if given.json:
-                keep(given.json, name, result)
+                keep(given.json, f"{result.kind}, without" if given.without_recovery else result.kind, result)
     return 0 if passed else 1
 
 
 def keep(place: Path, name: str, result: Result) -> None:
-    """Write a result beside those of other kinds, with its machine and command."""
+    """Write a result behind those of the kind that lie there, with its machine and command."""
     results = json.loads(place.read_text()) if place.exists() else {}
     write_result(place, result.told())
-    place.write_text(json.dumps(results | {name: json.loads(place.read_text())}, indent=1) + "\n")
+    results.setdefault(name, []).append(json.loads(place.read_text()))
+    place.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

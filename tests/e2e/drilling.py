@@ -358,7 +358,7 @@ def write_result(place: Path, result: dict[str, Any]) -> None:
     from benchmarks.machine import machine
 
     words = ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]
-    for option in {"--json", "--out"} & set(words):  # where it was written is nobody's matter
+    for option in {"--json", "--out", "--scene"} & set(words):  # where it lies is nobody's matter
         del words[words.index(option) : words.index(option) + 2]
     given = {"machine": machine(), "command": " ".join(words)}
     place.write_text(json.dumps(given | result, indent=1) + "\n")

@@ -77,18 +77,16 @@ def no_watchdog() -> None:
 
 
 def no_resume() -> None:
-    """A training does not look for the checkpoints of an earlier run."""
-    from training import attempts, checkpoints
-    from training.job import work
+    """A training does not look for the checkpoints of an earlier run, and begins anew."""
+    from training import checkpoints, trainer
 
-    def afresh(job: Any) -> Any:
-        from training import checkpoints as of_the_worker
+    fit = trainer._fit
 
-        of_the_worker.complete_steps = lambda url: []
-        return work(job)
+    def afresh(recipe: Any, draft: Any, *rest: Any) -> Any:
+        checkpoints.remove_all(draft.url)
+        return fit(recipe, draft, *rest)
 
-    checkpoints.complete_steps = lambda url: []
-    attempts.work = afresh
+    trainer._fit = afresh
 
 
 def changed_in_workers(change: Any) -> None:
@@ -177,9 +175,9 @@ def no_draining() -> None:
     attempts.leaving = frozenset
     made = attempts.trainer
 
-    def deaf(job: Any, streamed: Any) -> Any:
+    def deaf(*given: Any) -> Any:
         drain.ListeningConfig = drain.TorchConfig
-        return made(job, streamed)
+        return made(*given)
 
     attempts.trainer = deaf
 

@@ -26,7 +26,7 @@ def drilled(folder: Path, kind: str, *more: str) -> tuple[int, dict[str, Any]]:
         [sys.executable, str(script), *words, *more], capture_output=True, text=True, timeout=880, check=False
     )
     assert place.exists(), done.stdout + done.stderr[-2000:]
-    return done.returncode, json.loads(place.read_text())[kind]
+    return done.returncode, next(iter(json.loads(place.read_text()).values()))[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

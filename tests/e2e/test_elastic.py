@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,8 @@ def test_workers_come_and_go_with_the_machines(tmp_path: Path) -> None:
         str(STEPS),
         "--training.epochs",
         str(STEPS),
+        "--training.dev_every_epochs",
+        "20",
         "--model.overrides",
         NO_DROPOUT,
     ]
@@ -47,6 +50,7 @@ def test_workers_come_and_go_with_the_machines(tmp_path: Path) -> None:
         there.nodes.append(there.add())
         while len(there.at_work()) < 2 and run.process.poll() is None:
             run.poll()
+            time.sleep(0.1)
         assert len(there.at_work()) == 2, run.said[-2000:]
         run.until(run.step + SHRINKS_BEHIND)
         there.cluster.remove_node(there.nodes.pop(), allow_graceful=False)

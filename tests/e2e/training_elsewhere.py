@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,14 +77,9 @@ def nodes(count: int) -> Iterator[Nodes]:
         made.cluster.shutdown()
 
 
-def planned(scene: Scene, rng: random.Random, moments: int) -> list[int]:
-    """Steps at which faults come."""
-    return sorted(rng.sample(range(1, scene.steps - 2), moments))
-
-
 def node(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """Nodes are lost; workers go on with another one's CPU."""
-    from drill_training import Result, by_itself, faulted
+    from drill_training import Result, by_itself, faulted, moments_of
 
     rng, result = (
         random.Random(seed),
@@ -96,12 +92,12 @@ def node(scene: Scene, seed: int, moments: int, without: bool) -> Result:
 
         more = NO_RETRY if without else []
         course = scene.course(f"node-{without}", more, "", RAY_ADDRESS=there.cluster.address)
-        return faulted(course, result, planned(scene, rng, moments), lose, rng)
+        return faulted(course, result, moments_of(scene, rng, moments), lose, rng)
 
 
 def drained(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """Nodes are announced to go, and are lost when the workers have left them."""
-    from drill_training import GOES_ON, Result, by_itself, faulted
+    from drill_training import GOES_ON, Result, by_itself, faulted, moments_of
 
     rng, result = random.Random(seed), Result("drained", scene.steps, seed, "no_draining" if without else "")
     result.most_lost = 0
@@ -122,12 +118,12 @@ def drained(scene: Scene, seed: int, moments: int, without: bool) -> Result:
 
         planted = "no_draining" if without else ""
         course = scene.course(f"drained-{without}", NO_RETRY, planted, RAY_ADDRESS=there.cluster.address)
-        return faulted(course, result, planned(scene, rng, moments), give_notice, rng)
+        return faulted(course, result, moments_of(scene, rng, moments), give_notice, rng)
 
 
 def s3(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """The run lies on S3, which goes away for a while."""
-    from drill_training import OUTAGE_S, Result, faulted
+    from drill_training import OUTAGE_S, Result, faulted, moments_of
     from s3_front import Faults, front_of
     from s3_server import s3_bucket
 
@@ -138,22 +134,25 @@ def s3(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     with s3_bucket("drill") as bucket, front_of(os.environ["AWS_ENDPOINT_URL"], 0, Faults()) as way:
 
         def go_away(course: Course, fault: Fault, rng: random.Random) -> None:
-            began, had, seconds = time.monotonic(), way.outages_had, rng.uniform(2, OUTAGE_S)
+            had, seconds = way.outages_had, rng.uniform(2, OUTAGE_S)
             way.outages[way.came] = seconds
             fault.said = f"away for {seconds:.0f} s"
             while way.outages_had == had and course.run.process.poll() is None:
                 course.run.poll()
                 time.sleep(0.01)
+            if way.outages_had == had:
+                raise RuntimeError(f"no call to S3 behind step {fault.shown_step}")
             gone = time.monotonic()
             while time.monotonic() - gone < seconds and course.run.process.poll() is None:
                 course.run.poll()
                 time.sleep(0.01)
-            course.goes_on(fault, began, fault.finished)
+            fault.shown_step = course.run.step  # some may pass before the next checkpoint is due
+            course.goes_on(fault, gone + seconds, course.run.step, finished=course.run.step)
 
         variables = {"AWS_ENDPOINT_URL": way.url} | ({"OACIR_S3_PATIENCE_S": "0"} if without else {})
         course = scene.course(f"s3-{without}", [], "no_patience" if without else "", **variables)
         course.out = f"{bucket}/run-{without}"
-        faulted(course, result, planned(scene, rng, moments), go_away, rng)
+        faulted(course, result, moments_of(scene, rng, moments), go_away, rng)
         if not result.failure and len(open_version(course.out).manifest.figures["starts"]) != 1:
             result.failure = "workers were started more than once"
         return result
@@ -161,13 +160,13 @@ def s3(scene: Scene, seed: int, moments: int, without: bool) -> Result:
 
 def disk(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """The run lies on a disk that is full; the command stops, room is made, the same one goes on."""
-    from drill_training import Result, faulted
-    from small_disk import small_disk
-    from storage_scene import IN_PLACE
-    from storage_scene import planted as copied
+    from drill_training import Result, faulted, moments_of
+    from small_disk import NoMountsError, small_disk
 
-    rng, result = random.Random(seed), Result("disk", scene.steps, seed, "writing beside" if without else "")
-    result.most_lost = scene.steps // 4
+    planted = "no_resume" if without else ""
+    rng, result = random.Random(seed), Result("disk", scene.steps, seed, planted)
+    # MOST_FAILED checkpoints in a row are borne, each a twentieth of the steps behind the one before
+    result.most_share = 0.25
     place, plenty = scene.folder / f"disk-{without}", 1 << 30
     with ExitStack() as stack:
         full = stack.enter_context(small_disk(place, plenty))
@@ -175,9 +174,11 @@ def disk(scene: Scene, seed: int, moments: int, without: bool) -> Result:
         def fill(course: Course, fault: Fault, rng: random.Random) -> None:
             from drill_training import complete_steps
 
-            began = time.monotonic()
-            used = sum(-(-p.stat().st_size // PAGE_BYTES) + 1 for p in place.rglob("*"))
-            full.resize((used + rng.randrange(1, 200)) * PAGE_BYTES)
+            began, free = time.monotonic(), rng.randrange(1, 200) * PAGE_BYTES
+            while True:
+                with suppress(NoMountsError):  # more was written since its size was asked for
+                    full.resize(shutil.disk_usage(place).used + free)
+                    break
             fault.said = course.stop_line(1).replace(str(place), "…")
             if "No space left" not in fault.said:
                 raise RuntimeError(f"said {fault.said}")
@@ -189,22 +190,20 @@ def disk(scene: Scene, seed: int, moments: int, without: bool) -> Result:
             fault.shown_step = finished
             course.goes_on(fault, began, resumed, finished=finished)
 
-        variables = stack.enter_context(copied(IN_PLACE)) if without else {}
-        if variables:
-            variables["PWD"] = variables["PYTHONPATH"]
-        course = scene.course(f"disk-{without}/run", [], "", **variables)
-        return faulted(course, result, planned(scene, rng, moments), fill, rng)
+        course = scene.course(f"disk-{without}/run", [], planted)
+        return faulted(course, result, moments_of(scene, rng, moments), fill, rng)
 
 
 def nan(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """A batch whose tokens are no numbers; then they are numbers again."""
-    from drill_training import Result
+    from drill_training import Result, moments_of
 
     rng, result = random.Random(seed), Result("nan", scene.steps, seed, "no_judging" if without else "")
-    for step in planned(scene, rng, moments):
+    for step in moments_of(scene, rng, moments):
         one = _poisoned(scene, step, without)
         result.faults += one.faults
         result.failure = result.failure or one.failure
+        result.load_average = one.load_average
         goods = [one.same_losses, one.same_content, one.steps_once]
         if len(result.faults) > 1:
             goods = [
