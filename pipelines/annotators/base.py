@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipelines.records import REASONS
+
+PAIRS_AT_ONCE = 32
+"""Pairs that an annotator is asked for together, unless it says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class PairToAnnotate:
     """A reference and a target of one instance.
 
     Attributes:
-        reference: image_id, width, height (pixels, upright), box ([x1, y1, x2, y2] or None), context_json (or None) and
-            the columns of `records.MEASURES`.
+        reference: image_id, uri, sha256, width, height (pixels, upright), box ([x1, y1, x2, y2] or None), context_json
+            (or None) and the columns of `records.MEASURES`.
         target: the same of the target.
     """
 
@@ -40,6 +43,9 @@ class Annotation:
         annotator: who wrote it.
         confidence: 0..1, as the annotator defines it; None if it states none.
         extra: JSON-able record of how the text came about.
+        model: the model that wrote it; None if none did.
+        prompt_sha256: of the prompt that it was asked with.
+        names: of the object, found while annotating; the text may say none of them.
     """
 
     text: str
@@ -47,6 +53,9 @@ class Annotation:
     annotator: str
     confidence: float | None
     extra: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    prompt_sha256: str | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,12 @@ class Rejection:
 
 
 class Annotator(Protocol):
-    """Writes texts and boxes."""
+    """Writes texts and boxes. Kinds inherit from it; what one does not say is as here."""
+
+    at_once: int | None = PAIRS_AT_ONCE
+    """Pairs that it is asked for together; None = all of a part, for one that keeps many in flight itself."""
+    free: bool = False
+    """Whether its texts come from outside, so that every gate is held against them (`annotators.gates`)."""
 
     @property
     def name(self) -> str:
@@ -73,6 +87,24 @@ class Annotator(Protocol):
     def annotate(self, pairs: Sequence[PairToAnnotate], seed: int) -> list[Annotation | Rejection]:
         """One answer per pair, in order; equal pairs and seed give equal answers, however the pairs are batched."""
         ...
+
+    def revise(
+        self,
+        pairs: Sequence[PairToAnnotate],  # noqa: ARG002 - for those that have one
+        texts: Sequence[Annotation],  # noqa: ARG002
+        faults: Sequence[Rejection],
+        seed: int,  # noqa: ARG002
+    ) -> list[Annotation | Rejection]:
+        """One more answer for each pair whose text broke a rule; by default there is none, and the fault stands."""
+        return list(faults)
+
+    def go_on(self, used: Mapping[str, int]) -> None:  # noqa: ARG002 - for those that pay
+        """Told before each part what the parts that are done have used, as `used` counts it."""
+        return
+
+    def used(self) -> Mapping[str, Mapping[str, int]]:
+        """Domain → name of a count → what was used since this was last asked."""
+        return {}
 
 
 def check_text(text: str, *, max_words: int, banned: Iterable[str]) -> Rejection | None:
@@ -89,15 +121,15 @@ def check_text(text: str, *, max_words: int, banned: Iterable[str]) -> Rejection
         return Rejection("no_text", "the text is empty")
     if len(words) > max_words:
         return Rejection("text_too_long", f"{len(words)} words, at most {max_words}")
-    flat = f" {_flat(text)} "
+    said = f" {flat(text)} "
     for name in banned:
-        phrase = re.sub(r"( \d+|\d+)$", "", _flat(name))
-        if phrase and f" {phrase} " in flat:
+        phrase = re.sub(r"( \d+|\d+)$", "", flat(name))
+        if phrase and f" {phrase} " in said:
             return Rejection("text_names_instance", f"the text says {phrase!r}")
     return None
 
 
-def _flat(text: str) -> str:
+def flat(text: str) -> str:
     """Lower-case words without accents, separated by single spaces."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     return " ".join(re.findall(r"[^\W_]+", "".join(c for c in plain if not unicodedata.combining(c))))

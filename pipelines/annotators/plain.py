@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection, check_text
+from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection, check_text
 
 MIN_WORDS, MAX_WORDS = 10, 25
 MOST_DIFFERENCES = 4
@@ -85,7 +85,7 @@ class Difference:
     words: tuple[tuple[str, str], ...] = ()
 
 
-class PlainAnnotator:
+class PlainAnnotator(Annotator):
     """Writes from measures; takes the box that is there. Confidence = s / (1 + s), s = strength of the strongest."""
 
     name = "plain"

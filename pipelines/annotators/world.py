@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
+from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection
 
 
-class WorldAnnotator:
+class WorldAnnotator(Annotator):
     """See `annotators.base.Annotator`."""
 
     name = "world-oracle"

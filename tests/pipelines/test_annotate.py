@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.annotate import AnnotateStage, deal
-from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
+from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection
 from pipelines.annotators.plain import PlainAnnotator
 from pipelines.config import DomainThresholds, SplitOptions, Thresholds
 from pipelines.records import TABLES
@@ -242,7 +242,7 @@ def test_rules_hold_whoever_wrote_the_text() -> None:
     ("instance_id", "variant"), [("d/red_kettle2", None), ("d/red_kettle2~light-blue", "light blue")]
 )
 def test_a_text_that_names_the_instance_is_refused(instance_id: str, variant: str | None) -> None:
-    class Namer:
+    class Namer(Annotator):
         name = "namer"
 
         def annotate(self, pairs: list[Any], seed: int) -> list[Annotation]:
@@ -259,7 +259,13 @@ def test_a_text_that_names_the_instance_is_refused(instance_id: str, variant: st
     stage.setup()
     stage._writer = Namer()
     pairs = {"pair_id": ["d/1"], "domain": ["d"], "instance_id": [instance_id], "reference_id": ["a"]}
-    known = {"image_id": ["a", "b"], "width": [9, 9], "height": [9, 9], "sha256": ["a", "b"]}
+    known = {
+        "image_id": ["a", "b"],
+        "uri": ["a", "b"],
+        "width": [9, 9],
+        "height": [9, 9],
+        "sha256": ["a", "b"],
+    }
     more = {"image_id": ["a", "b"], "box": [None, None], "category": ["c", "c"]}
     more |= {"mask_uri": [None, None], "mask_sha256": [None, None], "variant": [variant] * 2}
     tables = {
