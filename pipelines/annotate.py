@@ -7,22 +7,22 @@ import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from infra.base.accounts import Account
 from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection, check_text
-from pipelines.config import SplitOptions, Thresholds
+from pipelines.annotators.chat.options import ChatSetting
+from pipelines.annotators.gates import fingerprint
+from pipelines.config import AnnotatorKind, SplitOptions, Thresholds
 from pipelines.earlier import Earlier
+from pipelines.gating import Answers, DoneParts, hold, rules_of
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
 from pipelines.variants import group_of
 from pipelines.watch import Watch, alone_or_together
-
-PAIRS_AT_ONCE = 32
-"""Pairs that an annotator is asked for together."""
 
 
 def draw(seed: int, purpose: str, key: str) -> int:
@@ -149,8 +149,14 @@ def _components(instances: Iterable[str], links: Iterable[tuple[str, str]]) -> l
     return [members[k] for k in sorted(members)]
 
 
-def make_annotator(kind: Literal["plain", "world"]) -> Annotator:
+def make_annotator(kind: AnnotatorKind, chat: ChatSetting | None = None) -> Annotator:
     """The annotator of a recipe."""
+    if kind == "chat":
+        from pipelines.annotators.chat.annotator import ChatAnnotator
+
+        if chat is None:
+            raise ValueError("the chat annotator needs its setting")
+        return ChatAnnotator(chat)
     if kind == "world":
         from pipelines.annotators.world import WorldAnnotator
 
@@ -164,24 +170,30 @@ def make_annotator(kind: Literal["plain", "world"]) -> Annotator:
 class AnnotateStage(Stage):
     """Pairs of whole instances → quadruples, or reasons why not."""
 
-    annotator: Literal["plain", "world"]
+    annotator: AnnotatorKind
     thresholds: Thresholds
     seed: int
     earlier: Earlier | None = None
     """What an earlier version knows; only other pairs are annotated."""
     seconds_per_record: float | None = None
+    chat: ChatSetting | None = None
+    """What the chat annotator needs."""
+    version_url: str = ""
+    """Where the stage writes; of an annotator whose texts are held against those of the other parts."""
     name = "annotate"
     inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
     shared = ("splits", "near_duplicates")
     outputs = ("quadruples", "rejects/annotate")
     _gone: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _writer: Annotator | None = field(default=None, init=False, repr=False)
+    _done: DoneParts | None = field(default=None, init=False, repr=False)
 
     def setup(self) -> None:
         """Remember the images that gave way, and make the annotator."""
         near = self.common["near_duplicates"].to_pylist()
         self._gone = {row["image_id"]: row["other_id"] for row in near if row["rejected"]}
-        self._writer = make_annotator(self.annotator)
+        self._writer = make_annotator(self.annotator, self.chat)
+        self._done = DoneParts(self.version_url, self.name) if self._writer.free else None
 
     def __call__(self, part: Part) -> StageResult:
         """Annotate every pair of the part."""
@@ -191,9 +203,15 @@ class AnnotateStage(Stage):
         open_pairs = [pair for pair in pairs if not self._given_way(pair)]
         answers = self.earlier.answers(part.tables["listing"], open_pairs) if self.earlier else {}
         known = frozenset(answers)
-        answers |= self._ask(self._writer, pairs, known, part.watch)
-        quadruples, rejects = [], []
         counts: dict[str, Counter[str]] = {}
+        if self._done is not None:
+            self._done.refresh()
+            self._writer.go_on(self._done.used)
+        asked = self._ask(self._writer, pairs, known, part.watch)
+        if self._done is not None:
+            asked = self._gate(self._writer, pairs, asked, answers, self._done, counts)
+        answers |= asked
+        quadruples, rejects = [], []
         owners: set[tuple[str, str, str]] = set()
         for pair in pairs:
             verdict = self._given_way(pair) or self._judge(pair, answers[pair.pair_id])
@@ -227,12 +245,38 @@ class AnnotateStage(Stage):
         answers: dict[str, Annotation | Rejection] = {
             pairs[n].pair_id: Rejection("timeout", watch.detail) for n in wanted if n in watch.hung.alone
         }
-        for group in alone_or_together(wanted, watch.hung, PAIRS_AT_ONCE):
+        for group in alone_or_together(wanted, watch.hung, writer.at_once or len(pairs)):
             asked = [pairs[n] for n in group]
             with watch.over(group[0], group[-1] - group[0] + 1):
                 found = writer.annotate(asked, self.seed)
             answers |= {pair.pair_id: answer for pair, answer in zip(asked, found, strict=True)}
         return answers
+
+    def _gate(
+        self,
+        writer: Annotator,
+        pairs: Sequence[PairToAnnotate],
+        asked: Answers,
+        taken: Mapping[str, Annotation | Rejection],
+        done: DoneParts,
+        counts: dict[str, Counter[str]],
+    ) -> Answers:
+        """Hold new texts against the gates, beside those taken over and those of the other parts."""
+        free = self.chat.options.may_name_category if self.chat else ()
+        banned = self.chat.options.banned if self.chat else {}
+        wanted = [pair for pair in pairs if pair.pair_id in asked]
+        rules = {}
+        for pair in wanted:
+            limit, kinds = self.thresholds.of(pair.domain).max_words, pair.domain not in free
+            names = (_name_of(pair), *banned.get(pair.domain, ()))
+            rules[pair.pair_id] = rules_of(pair, asked[pair.pair_id], limit, names, kinds)
+        beside = {fingerprint(a.text) for a in taken.values() if isinstance(a, Annotation)}
+        held, tries = hold(writer, wanted, asked, rules, done.texts | beside, self.seed)
+        for domain, used in writer.used().items():
+            counts.setdefault(domain, Counter()).update(used)
+        if tries:
+            counts.setdefault(wanted[0].domain, Counter()).update(tries)
+        return held
 
     def _given_way(self, pair: PairToAnnotate) -> Rejection | None:
         """Why a pair has no annotation: one of its images nearly repeats an image of another split."""
@@ -245,14 +289,13 @@ class AnnotateStage(Stage):
         """The rules that every text keeps, whoever wrote it."""
         if isinstance(answer, Rejection):
             return answer
-        name = group_of(pair.instance_id, pair.reference["variant"]).rsplit("/", 1)[-1]
         limit = self.thresholds.of(pair.domain).max_words
-        return check_text(answer.text, max_words=limit, banned=[name]) or answer
+        return check_text(answer.text, max_words=limit, banned=[_name_of(pair)]) or answer
 
     def _pairs(self, tables: Mapping[str, pa.Table]) -> list[PairToAnnotate]:
         contexts = tables["listing"].select(["image_id", "context_json"])
         known: dict[str, dict[str, Any]] = {}
-        images = tables["_work/images/filtered"].select(["image_id", "width", "height", "sha256"])
+        images = tables["_work/images/filtered"].select(["image_id", "uri", "width", "height", "sha256"])
         for row in images.to_pylist():
             known[row["image_id"]] = row
         objects = tables["instances"].select(
@@ -283,6 +326,11 @@ def of_instances(splits: pa.Table, column: str, instances: pa.ChunkedArray) -> d
     return dict(zip(rows["instance_id"].to_pylist(), rows[column].to_pylist(), strict=True))
 
 
+def _name_of(pair: PairToAnnotate) -> str:
+    """What a source calls the instance: its folder, without the variant."""
+    return group_of(pair.instance_id, pair.reference["variant"]).rsplit("/", 1)[-1]
+
+
 def _quadruple(pair: PairToAnnotate, answer: Annotation) -> dict[str, Any]:
     extra = json.dumps(answer.extra, sort_keys=True, ensure_ascii=False) if answer.extra else None
     return {
@@ -299,6 +347,8 @@ def _quadruple(pair: PairToAnnotate, answer: Annotation) -> dict[str, Any]:
         "target_ids": [pair.target["image_id"]],
         "provenance": {
             "annotator": answer.annotator,
+            "model": answer.model,
+            "prompt_sha256": answer.prompt_sha256,
             "confidence": answer.confidence,
             "parent_id": pair.pair_id,
             "extra_json": extra,

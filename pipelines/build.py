@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +15,9 @@ from infra.base.command import Context, Outcome
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from pipelines.annotate import AnnotateStage
+from pipelines.asking import ask, chat_figures
 from pipelines.collect import CollectStage, Listed, expected_parts, no_image, write_listing
-from pipelines.config import BuildRecipe
+from pipelines.config import AnnotatorKind, BuildRecipe
 from pipelines.descriptors import OfflineDescriber
 from pipelines.earlier import Earlier, open_earlier
 from pipelines.filter import FilterStage
@@ -43,7 +44,7 @@ from pipelines.sources.stanford_cars import StanfordCars, StanfordCarsConfig
 from pipelines.sources.webdataset import WebDataset, WebDatasetConfig
 from pipelines.sources.world import WorldSource, WorldSourceConfig
 from pipelines.splits import Dealt, write_splits
-from pipelines.stages import PartRecord, publish, read_parts, run_stages, sum_counts, write_part
+from pipelines.stages import PartRecord, Stage, publish, read_parts, run_stages, sum_counts, write_part
 from pipelines.summary import details_of, domain_figures, no_query, thresholds_line
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def build(recipe: BuildRecipe, context: Context) -> Outcome:
         return _outcome(
             versions.Version(draft.url, draft.finished), "nothing to do, this recipe over this input is done"
         )
-    return _outcome(_make(recipe, source, draft, earlier), "benchmark built")
+    return _outcome(_make(recipe, source, draft, earlier, context), "benchmark built")
 
 
 def make_source(recipe: BuildRecipe, root: str) -> Source:
@@ -90,7 +91,7 @@ def make_source(recipe: BuildRecipe, root: str) -> Source:
     return READ_IN_PLACE[type(recipe.source)](recipe.source)
 
 
-def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
+def annotator_kind(recipe: BuildRecipe) -> AnnotatorKind:
     """Which annotator `auto` means."""
     if recipe.annotator != "auto":
         return recipe.annotator
@@ -98,7 +99,7 @@ def annotator_kind(recipe: BuildRecipe) -> Literal["plain", "world"]:
 
 
 def _make(
-    recipe: BuildRecipe, source: Source, draft: versions.Draft, earlier: Earlier | None
+    recipe: BuildRecipe, source: Source, draft: versions.Draft, earlier: Earlier | None, context: Context
 ) -> versions.Version:
     parents = {"earlier": earlier.content_hash} if earlier else {}
     known = earlier.for_workers() if earlier else None
@@ -127,14 +128,19 @@ def _make(
         label="collect and filter",
     )
     dealt = write_splits(recipe, draft.url, parts, earlier.splits if earlier else {})
-    annotate = AnnotateStage(
-        annotator_kind(recipe), recipe.thresholds, seed, known, recipe.seconds_per_record
-    )
+    annotate: list[Stage] = []
+    if recipe.chat is None:
+        annotate.append(
+            AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed, known, recipe.seconds_per_record)
+        )
+    else:
+        records |= ask(recipe, recipe.chat, draft, context.root, parts, known)
     if recipe.gallery.choice == "random":
-        last = [annotate, CandidateStage(recipe.gallery, seed)]
+        last = [*annotate, CandidateStage(recipe.gallery, seed)]
         records |= run_stages(last, draft.url, parts, workers=workers, label="annotate")
     else:
-        records |= run_stages([annotate], draft.url, parts, workers=workers, label="annotate")
+        if annotate:
+            records |= run_stages(annotate, draft.url, parts, workers=workers, label="annotate")
         write_part(draft.url, f"{ASKED}.parquet", gather_asked(draft.url, parts, seed))
         hard = HardCandidateStage(recipe.gallery, seed)
         records |= run_stages([hard], draft.url, parts, workers=workers, label="hard negatives")
@@ -214,6 +220,7 @@ def _figures(
     return {
         "descriptor": recipe.encoder.model or OfflineDescriber.name,
         "annotator": annotator_kind(recipe),
+        **({"chat": chat_figures(recipe.chat, counts)} if recipe.chat else {}),
         "domains": {
             domain: domain_figures(
                 recipe.thresholds.of(domain),

@@ -8,6 +8,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from infra.base import storage
 from infra.base.config import Config, Name, recipe_hash
+from pipelines.annotators.chat.options import EXECUTION_ONLY as CHAT_EXECUTION_ONLY
+from pipelines.annotators.chat.options import ChatOptions
+from pipelines.annotators.chat.prompts import prompts_hash
 from pipelines.images import ImageLimits
 from pipelines.sources.deepfashion2 import DeepFashion2Config
 from pipelines.sources.hf_rows import HuggingFaceConfig
@@ -19,7 +22,10 @@ from pipelines.sources.webdataset import WebDatasetConfig
 from pipelines.sources.world import WorldSourceConfig
 from pipelines.variants import VariantOptions
 
-EXECUTION_ONLY: dict[str, Any] = {"workers": True, "images_per_part": True, "encoder": {"gpus"}}
+AnnotatorKind = Literal["plain", "world", "chat"]
+EXECUTION_ONLY: dict[str, Any] = {
+    "workers": True, "images_per_part": True, "encoder": {"gpus"}, "chat": set(CHAT_EXECUTION_ONLY),
+}  # fmt: skip
 """Options that change how a build runs, never what it makes."""
 
 
@@ -133,8 +139,10 @@ class BuildRecipe(Config):
     """What counts as the same photo in two instances."""
     split: SplitOptions = Field(default_factory=SplitOptions)
     """Train, dev and test."""
-    annotator: Literal["auto", "plain", "world"] = "auto"
+    annotator: Literal["auto", "plain", "world", "chat"] = "auto"
     """Who writes the texts; auto = the world's oracle for the world, else the plain one."""
+    chat: ChatOptions | None = Field(None, validate_default=True)
+    """The server and model of annotator = chat."""
     gallery: GalleryOptions = Field(default_factory=GalleryOptions)
     """What is added to the galleries."""
     update: str | None = None
@@ -179,6 +187,20 @@ class BuildRecipe(Config):
             )
         return annotator
 
+    @field_validator("chat")
+    @classmethod
+    def _is_asked_for(cls, chat: ChatOptions | None, info: ValidationInfo) -> ChatOptions | None:
+        annotator = info.data.get("annotator")
+        if annotator == "chat" and chat is None:
+            raise ValueError("annotator = chat needs chat.base_url and chat.model")
+        if chat is not None and annotator in ("auto", "plain", "world"):
+            raise ValueError(f"has no effect with annotator = {annotator}; set annotator to chat")
+        return chat
+
+    def asked_as(self) -> dict[str, Any] | None:
+        """What a chat model's texts hang on, of the options; None without one."""
+        return self.chat.model_dump(mode="json", exclude=set(CHAT_EXECUTION_ONLY)) if self.chat else None
+
     def key(self, fingerprint: str, *earlier: str) -> str:
         """The key of the version this recipe makes of an input with that fingerprint.
 
@@ -189,4 +211,8 @@ class BuildRecipe(Config):
         data = self.model_dump(mode="json", exclude=EXECUTION_ONLY | {"update": True})
         if "root" in data["source"]:
             data["source"]["root"] = storage.absolute(data["source"]["root"])
+        if data["chat"] is None:  # a recipe that has none keeps the key it had before there was one
+            del data["chat"]
+        else:
+            data["chat"]["prompts"] = prompts_hash()
         return recipe_hash(data, fingerprint, *earlier)

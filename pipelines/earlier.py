@@ -131,8 +131,8 @@ class Earlier:
         ids = pa.array(sorted(asked), pa.string())
         answers: dict[str, Annotation | Rejection] = {}
         for row in self._rows("rejects/annotate", parts, None, ids, "key"):
-            # the splits decide over near-duplicates; a machine may be faster today
-            if row["reason"] not in ("near_duplicate_across_splits", "timeout"):
+            # the splits decide over near-duplicates; a machine or server may do better today
+            if row["reason"] not in ("near_duplicate_across_splits", "timeout", "no_answer"):
                 answers[row["key"]] = Rejection(row["reason"], row["detail"])
         for row in self._rows("quadruples", parts, None, ids, "query_id"):
             said = row["provenance"]
@@ -142,6 +142,8 @@ class Earlier:
                 said["annotator"],
                 said["confidence"],
                 json.loads(said["extra_json"] or "{}"),
+                said["model"],
+                said["prompt_sha256"],
             )
         return {
             name: answer
@@ -197,6 +199,7 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
             f"update = {reference}: a name alone means the newest version of it, which this build would soon be itself;"
             " say name/key (see `oacir data list`) or a path"
         )
+    from pipelines.annotators.chat.prompts import prompts_hash
     from pipelines.build import annotator_kind
     from pipelines.config import BuildRecipe as Recipe
 
@@ -232,7 +235,12 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
         ends = [(table["domain"][i].as_py(), table["instance_id"][i].as_py()) for i in (0, len(table) - 1)]
         keys.append((ends[0], ends[1]))
     rows = version.table("splits").to_pylist()
-    same_writer = annotator_kind(before) == annotator_kind(recipe) and before.seed == recipe.seed
+    same_writer = (
+        annotator_kind(before) == annotator_kind(recipe)
+        and before.seed == recipe.seed
+        and before.asked_as() == recipe.asked_as()
+        and (recipe.chat is None or version.manifest.figures["chat"]["prompts_sha256"] == prompts_hash())
+    )
     return Earlier(
         url=version.url,
         content_hash=version.manifest.content_hash,

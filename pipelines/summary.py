@@ -19,6 +19,8 @@ HINTS = {
     "no_difference": "photos of an instance have to differ in setting, light or framing; add such photos",
     "too_similar": "photos of an instance are too alike; add others, or raise tau_high in thresholds",
     "class_centric": "photos of an instance are too alike; add others, or raise tau_centric in thresholds",
+    "bad_answer": "read the answers in rejects; name another model, or raise chat.max_tokens",
+    "no_answer": "read the details in rejects, and see to the server",
     "too_few_images": "give every instance at least tau_valid photos, or lower tau_valid in thresholds",
 }
 """Reason that took most → what to do."""
@@ -156,6 +158,16 @@ def details_of(manifest: Manifest) -> Iterator[str]:
     if "earlier" in manifest.parents:
         known = manifest.figures["taken_over"]
         yield f"taken over from the earlier version: {known['images']:,} images, {known['pairs']:,} pairs"
+    if chat := manifest.figures.get("chat"):
+        money = "" if chat["money"] is None else f" for {chat['money']:,.2f}"
+        others = chat["answers_of_other_benchmarks"]
+        yield (
+            f"asked {chat['model']}: {chat['requests']:,} requests paid, {chat['prompt_tokens']:,} +"
+            f" {chat['completion_tokens']:,} tokens{money}"
+            + (f", {others:,} answers kept from other benchmarks" if others else "")
+        )
+        again = chat["texts_asked_again"]
+        yield f"texts that broke a rule: {again:,}, mended by a second try: {chat['texts_mended']:,}"
     near = manifest.figures["near_duplicates"]
     if near["pairs"]:
         gone = ", ".join(f"{count:,} of {split}" for split, count in near["images_rejected"].items())

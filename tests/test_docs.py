@@ -14,7 +14,7 @@ from infra.base.config import load_recipe
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["jobs.md", "operations.md", "registry.md", "tracking.md"])
+@pytest.mark.parametrize("page", ["annotators.md", "jobs.md", "operations.md", "registry.md", "tracking.md"])
 def test_what_a_page_says_to_type_is_understood(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -24,7 +24,7 @@ def test_what_a_page_says_to_type_is_understood(
         Path(name).write_text(recipe)
     lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("oacir ")]
-    assert len(commands) >= 5
+    assert len(commands) >= (2 if page == "annotators.md" else 5)
     for words in commands:
         call = cli._parse(words)
         for one in (call, call.sent):

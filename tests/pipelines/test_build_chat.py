@@ -1,0 +1,114 @@
+"""Builds whose texts come from a chat model: the scripted server answers, the stages run in this process."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, chat_server, content, good
+from without_ray import run_stages_here
+
+from infra.base.command import Context
+from infra.base.errors import OacirError
+from infra.base.versions import Version, open_version
+from pipelines.annotators.chat.prompts import instruction_hash, prompts_hash
+from pipelines.build import build
+from pipelines.config import BuildRecipe
+from pipelines.stages import read_parts
+
+WORLD = {
+    "domains": ["car", "fashion"],
+    "instances_per_domain": 8,
+    "image_size_px": 64,
+    "near_duplicate_fraction": 0.0,
+}
+LOOSE = {"tau_valid": 3, "tau_high": 0.9999, "tau_centric": 0.9999, "tau_count": 3}
+
+
+def made(server: ChatServer, root: Path, name: str = "asked", **chat: Any) -> Version:
+    tree = {
+        "name": name,
+        "source": {"kind": "world", "world": WORLD},
+        "thresholds": {"default": LOOSE, "domains": {"car": LOOSE | {"max_words": 25}}},
+        "max_pairs_per_instance": 4,
+        "images_per_part": 24,
+        "annotator": "chat",
+        "chat": {"base_url": server.url, "model": "m", "tries": 2, "concurrency": 8} | chat,
+    }
+    outcome = build(BuildRecipe.model_validate(tree), Context(root=str(root)))
+    return open_version(str(outcome.location))
+
+
+def rows(version: Version, table: str) -> list[dict[str, Any]]:
+    parts = len(version.table_files("quadruples"))
+    return [row for t in read_parts(version.url, table, parts) for row in t.to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        run_stages_here(patch)
+        yield tmp_path_factory.mktemp("root")
+
+
+def test_a_build_stops_at_its_budget_goes_on_and_is_answered_from_what_is_kept(root: Path) -> None:
+    with chat_server() as server:
+        with pytest.raises(
+            OacirError, match=r"budget: .* of chat.most_tokens = 3,000 are spent; raise it and run"
+        ):
+            made(server, root, most_tokens=3000)
+        stopped_at = len(server.pairs)
+        assert 10 <= stopped_at <= 25
+        version = made(server, root)
+        queries = rows(version, "quadruples")
+        assert len(server.pairs) == len(queries) > 40
+        assert max(Counter(r.digest for r in server.pairs).values()) == 1
+        figures = version.manifest.figures["chat"]
+        assert figures == {
+            "model": "m", "prompts_sha256": prompts_hash(), "requests": len(queries),
+            "prompt_tokens": 100 * len(queries), "completion_tokens": 20 * len(queries), "money": None,
+            "answers_of_other_benchmarks": 0, "tries_again": 0, "texts_asked_again": 0, "texts_mended": 0,
+        }  # fmt: skip
+        for query in queries:
+            said = query["provenance"]
+            limit = 25 if query["domain"] == "car" else 30
+            assert said["prompt_sha256"] == instruction_hash(query["domain"], limit)
+            assert (said["annotator"], said["model"]) == ("chat", "scripted-1")
+            assert json.loads(said["extra_json"]) == {"changes": ["another place"]}
+        second = made(server, root, name="again")
+        assert rows(second, "quadruples") == queries
+        assert second.manifest.content_hash == version.manifest.content_hash
+        assert len(server.pairs) == len(queries)
+        assert second.manifest.figures["chat"]["answers_of_other_benchmarks"] == len(queries)
+        assert second.manifest.figures["chat"]["requests"] == 0
+
+
+def test_the_same_text_for_all_pairs_is_kept_once_over_all_parts(root: Path) -> None:
+    def script(request: Any) -> str:
+        same = content("Show it on a sandy beach at sunset, farther away.")
+        return good(request) if "two drawings" in request.text else same
+
+    with chat_server(script) as server:
+        version = made(server, root, name="same", model="parrot")
+    assert len(version.table_files("quadruples")) > 1
+    assert len(rows(version, "quadruples")) == 1
+    rejects = rows(version, "rejects/annotate")
+    assert {r["reason"] for r in rejects} == {"text_repeats"}
+    figures = version.manifest.figures["chat"]
+    assert (figures["texts_asked_again"], figures["texts_mended"]) == (len(rejects), 0)
+    # each of them was told and had its second try
+    assert len(server.pairs) == 1 + 2 * len(rejects)
+
+
+def test_a_server_without_eyes_is_refused_before_a_single_pair(root: Path) -> None:
+    def blind(request: Any) -> str:
+        return content("Show it on a sandy beach.")
+
+    with chat_server(blind) as server:
+        with pytest.raises(OacirError, match="m does not see the pictures"):
+            made(server, root, name="blind")
+        assert len(server.requests) == 1
