@@ -99,14 +99,16 @@ class SweepLog:
 
     def _short(self, record: TrialRecord, uri: str) -> None:
         section = self.recipe.train.tracking
-        spool = Spool(storage.join(self.draft.url, FOUND, f"{record.number:05d}"))
+        spool = Spool(storage.join(self.draft.url, FOUND, f"{record.number:05d}", FOLDER))
         name = f"{self.recipe.name} {record.number}"
         tracker = Tracker(spool, uri, section.experiment, name, self.spool_id)
         tracker.params(record.values)
         tracker.metrics("trial", record.number, record.figures, time.time())
         place = "/".join(record.run.rstrip("/").split("/")[-2:])
         tracker.tags({"oacir.run": place, "oacir.found": "true", "oacir.content_hash": record.run_hash})
-        if failure := tracker.close("FINISHED"):
+        # where the sweep's own run waits for the server, every found trial would wait as long once more
+        away = self.tracker is not None and self.tracker.error is not None
+        if failure := tracker.close("FINISHED", 0.0 if away else PATIENCE_S):
             log.warning(failure)
 
 
@@ -152,11 +154,14 @@ def trial_spools(place: str) -> Iterator[tuple[str, Spool]]:
         records = [TrialRecord.model_validate_json(row["record"]) for row in rows]
     else:
         records = list(read(place))
+    above = Spool(storage.join(place, FOLDER)).run["id"]
     for record in records:
-        if record.run and (spool := Spool(storage.join(record.run, FOLDER))).records:
-            yield record.run, spool
-        if (spool := Spool(storage.join(place, FOUND, f"{record.number:05d}"))).records:
-            yield spool.url, spool
+        found = storage.join(place, FOUND, f"{record.number:05d}")
+        for url in (record.run, found) if record.run else (found,):
+            spool = Spool(storage.join(url, FOLDER))
+            # a run that was found may stand under another sweep, and goes along with that one
+            if spool.records and spool.run.get("parent") in (None, above):
+                yield url, spool
 
 
 @contextmanager

@@ -93,10 +93,18 @@ class Spool:
         told = [r["status"] for r in self.records if r["kind"] == "status"]
         return told[-1] if told and told[-1] != "RUNNING" else None
 
+    def forget_sent(self, place: str) -> None:
+        """Take nothing for sent to a tracking server that no longer has it."""
+        if self._sent.pop(place, None) is not None:
+            self._write_sent()
+
     def note_sent(self, place: str, run_id: str, records: int, lost: Sequence[str] = ()) -> None:
         """Remember that, and what was lost on the way."""
         known = [*self.lost(place), *lost]
         self._sent[place] = {"run_id": run_id, "records": records, **({"lost": known} if known else {})}
+        self._write_sent()
+
+    def _write_sent(self) -> None:
         text = json.dumps(self._sent, indent=1, sort_keys=True)
         storage.write_bytes(storage.join(self.url, SENT), text.encode())
 

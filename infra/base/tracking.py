@@ -8,7 +8,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -151,6 +152,16 @@ class Tracker(Teller):
                 self._wake.wait()
 
 
+def forget_if_gone(spool: Spool, uri: str) -> None:
+    """Take nothing for sent where the server no longer has the run, also where nothing is left to send.
+
+    Raises:
+        OacirError: the server does not answer.
+    """
+    with _one_line(spool, uri):
+        Sender(spool, uri).look()
+
+
 def send(spool: Spool, uri: str) -> int:
     """Send what a server does not have yet of a spool, into the run that it has of it or into a new one.
 
@@ -160,10 +171,19 @@ def send(spool: Spool, uri: str) -> int:
     Raises:
         OacirError: the server does not take them; what it took is remembered.
     """
-    sender, before = Sender(spool, uri), spool.sent(shown(uri))[1]
+    count = 0
+    with _one_line(spool, uri):
+        sender = Sender(spool, uri)
+        while sent := sender.batch():
+            count += sent
+    return count
+
+
+@contextmanager
+def _one_line(spool: Spool, uri: str) -> Iterator[None]:
+    """What a server or the way to it complains of."""
     try:
-        while sender.batch():
-            pass
+        yield
     except OacirError:
         raise
     except Exception as error:
@@ -171,7 +191,6 @@ def send(spool: Spool, uri: str) -> int:
         raise OacirError(
             f"MLflow at {shown(uri)}: {why}; the records lie in {spool.url}, try again"
         ) from error
-    return spool.sent(shown(uri))[1] - before
 
 
 class Sender:
@@ -182,13 +201,16 @@ class Sender:
         self.spool, self.uri, self.place = spool, uri, shown(uri)
         self._client: Any = None
         self._lost: list[str] = []
+        self._looked = False
 
-    def batch(self) -> bool:
-        """Send some of what is not sent; False where nothing is left."""
+    def batch(self) -> int:
+        """Send some of what is not sent; how many records, 0 where nothing is left."""
+        if self.spool.sent(self.place)[1] < len(self.spool.records):
+            self.look()
         run_id, start = self.spool.sent(self.place)
         waiting = self.spool.records[start:]
         if not waiting:
-            return False
+            return 0
         run_id = run_id or self._run_id()
         kind = waiting[0]["kind"]
         if kind == "metrics":
@@ -198,7 +220,25 @@ class Sender:
             count = 1
         self.spool.note_sent(self.place, run_id, start + count, self._lost)
         self._lost = []
-        return True
+        return count
+
+    def look(self) -> None:
+        """See once whether the server still has the run that was sent to it: another database may stand at the same
+        address by now, and gets all of it."""
+        run_id = self.spool.sent(self.place)[0]
+        if self._looked or run_id is None:
+            return
+        client = self.client
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("MLflow at %s no longer has run %s: it is sent as a new one", self.place, run_id)
+            self.spool.forget_sent(self.place)
+        self._looked = True
 
     @property
     def client(self) -> Any:

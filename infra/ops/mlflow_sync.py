@@ -16,7 +16,7 @@ from infra.base.errors import OacirError, RecipeError
 from infra.base.progress import Progress
 from infra.base.spool import FOLDER, Spool
 from infra.base.teller import Teller
-from infra.base.tracking import send, shown, tracking_uri
+from infra.base.tracking import forget_if_gone, send, shown, tracking_uri
 from infra.base.versions import Version
 
 PAGES = "pages"
@@ -56,6 +56,7 @@ def sync(recipe: SyncRecipe, context: Context) -> Outcome:
     lines, sent, lost = [], 0, 0
     with Progress("sync", len(spools), "runs") as progress:
         for place, spool in spools.items():
+            forget_if_gone(spool, uri)
             before, lost_before = spool.sent(shown(uri))[1], len(spool.lost(shown(uri)))
             if _is_finished(place):
                 _mend(versions.open_version(place), uri)

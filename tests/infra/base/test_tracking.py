@@ -13,7 +13,7 @@ from mlflow_server import Door, MlflowServer
 from infra.base import tracking
 from infra.base.errors import OacirError
 from infra.base.spool import Spool
-from infra.base.tracking import Sender, Tracker, metric_name, send, shown, tracking_uri
+from infra.base.tracking import Sender, Tracker, forget_if_gone, metric_name, send, shown, tracking_uri
 
 SHUT = "http://127.0.0.1:9"
 """A port that nobody listens on."""
@@ -56,6 +56,33 @@ def runs_of(server: MlflowServer, experiment: str) -> list[Any]:
 def tell(tracker: Tracker, steps: range) -> None:
     for step in steps:
         tracker.metrics("train", step, {"loss": 10.0 / step}, 1e9 + step)
+
+
+def gone(folder: Path, uri: str) -> Spool:
+    """A spool that was sent to another database at this address."""
+    spool = Spool(str(folder))
+    spool.begin("anew", folder.name)
+    spool.append([{"kind": "status", "status": "RUNNING", "time_s": 1e9}])
+    spool.note_sent(uri, "f" * 32, 2)
+    return spool
+
+
+def test_a_database_made_anew_at_the_same_address_gets_all(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    spool = gone(tmp_path / "a", mlflow_server.uri)
+    assert send(spool, mlflow_server.uri) == 0
+    forget_if_gone(spool, mlflow_server.uri)
+    assert send(spool, mlflow_server.uri) == 2
+    forget_if_gone(spool, mlflow_server.uri)
+    assert send(Spool(spool.url), mlflow_server.uri) == 0
+    tracker = Tracker(gone(tmp_path / "b", mlflow_server.uri), mlflow_server.uri, "anew", "b")
+    tell(tracker, range(1, 3))
+    assert tracker.close("FINISHED") is None
+    states = {run.info.run_name: run.info.status for run in runs_of(mlflow_server, "anew")}
+    assert states == {"a": "RUNNING", "b": "FINISHED"}
+    with pytest.raises(OacirError, match=r"MLflow at http://127\.0\.0\.1:9: .* the records lie in"):
+        forget_if_gone(gone(tmp_path / "c", "http://127.0.0.1:9"), "http://127.0.0.1:9")
 
 
 @pytest.mark.slow
@@ -175,6 +202,7 @@ def test_one_batch_holds_no_more_than_a_request_may(tmp_path: Path) -> None:
     sender = Sender(spool, "http://x")
     spool.note_sent("http://x", "run", 0)
     sender._client = taken = Taken()
+    sender._looked = True
     while sender.batch():
         pass
     assert taken.batches == [800, 800, 400]

@@ -1,0 +1,66 @@
+"""What a sweep tells MLflow of trials whose runs were found, while the server is away."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from mlflow_server import MlflowServer
+from small_sweep import ended, sweep
+
+from infra.base.command import Context
+from infra.base.spool import FOLDER, Spool
+from infra.base.versions import start
+from infra.ops.mlflow_sync import SyncRecipe, sync
+from tuning.logged import SweepLog, trial_spools
+from tuning.records import write
+
+SPACE = {"training.seed": {"kind": "grid", "values": [0]}}
+SHUT = "http://127.0.0.1:9"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.mark.slow
+def test_a_found_trial_waits_no_minute_of_its_own_and_is_sent_by_the_command_that_is_named(
+    mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = sweep(SPACE, {"tracking": {"experiment": "away"}}, algorithm={"kind": "grid"})
+    draft = start("sweeps", "sweep", "key", recipe, root=str(tmp_path))
+    book = SweepLog(recipe, draft, SHUT)
+    assert book.tracker is not None
+    deadline = time.monotonic() + 30
+    while book.tracker.error is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    record = ended(0, {"training.seed": 0}, avg=1.0).model_copy(update={"found": True})
+    write(draft.url, record)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        book.ended(record)
+    assert time.monotonic() - began < 30
+    (said,) = [r.getMessage() for r in caplog.records if "are not in MLflow" in r.getMessage()]
+    place = said.partition("`oacir mlflow sync --runs ")[2].partition("`")[0]
+    book.close("KILLED", 0.0)
+    context = Context(root=str(tmp_path))
+    sync(SyncRecipe(runs=[draft.url], mlflow_uri=mlflow_server.uri), context)
+    assert sync(SyncRecipe(runs=[place], mlflow_uri=mlflow_server.uri), context).figures["records"] == 0
+    assert (
+        Spool(f"{place}/{FOLDER}").sent(mlflow_server.uri)[1] == len(Spool(f"{place}/{FOLDER}").records) > 3
+    )
+
+
+def test_a_run_that_stands_under_another_sweep_goes_along_with_that_one(tmp_path: Path) -> None:
+    recipe = sweep(SPACE, algorithm={"kind": "grid"})
+    draft = start("sweeps", "sweep", "key", recipe, root=str(tmp_path))
+    above = Spool(draft.path(FOLDER))
+    above.begin("e", "sweep")
+    for number, parent in enumerate((above.run["id"], "another", None)):
+        run = f"{tmp_path}/runs/small/{number}"
+        Spool(f"{run}/{FOLDER}").begin("e", "run", parent)
+        write(draft.url, ended(number, {}, avg=1.0).model_copy(update={"run": run}))
+    assert [url[-1] for url, _ in trial_spools(draft.url)] == ["0", "2"]
