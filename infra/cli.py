@@ -50,6 +50,7 @@ class Verb:
 MAKES_NOTHING = "it makes no version"
 IN_MLFLOW = "what it makes lies in MLflow; --mlflow_uri names the server"
 OF_COMMAND = "it is an option of the command that is sent; put it behind that"
+A_SERVER = "a server lives longer than a job; start it on a machine of its own"
 ABOUT_JOBS = "it speaks with the cluster from outside"
 
 VERBS: dict[str, Verb] = {
@@ -176,12 +177,30 @@ VERBS: dict[str, Verb] = {
         "infra.ops.mlflow_server:StartRecipe",
         "infra.ops.mlflow_server:start",
         no_out="--folder is where its database lies, --artifacts where files go",
-        here_alone="a server lives longer than a job; start it on a machine of its own",
+        here_alone=A_SERVER,
     ),
     "mlflow sync": Verb(
         "send what runs tracked and a server does not have yet",
         "infra.ops.mlflow_sync:SyncRecipe",
         "infra.ops.mlflow_sync:sync",
+        no_out=MAKES_NOTHING,
+    ),
+    "runs list": Verb(
+        "trainings: finished or how far, and what they reached on dev",
+        "infra.ops.runs:ListRecipe",
+        "infra.ops.runs:list_runs",
+        no_out=MAKES_NOTHING,
+    ),
+    "runs show": Verb(
+        "one training, what it was made from and what was made of it",
+        "infra.ops.runs:ShowRecipe",
+        "infra.ops.runs:show",
+        no_out=MAKES_NOTHING,
+    ),
+    "runs gc": Verb(
+        "delete trainings that nothing needs, with --yes",
+        "infra.ops.runs:GcRecipe",
+        "infra.ops.runs:gc",
         no_out=MAKES_NOTHING,
     ),
     "doctor": Verb(
@@ -233,6 +252,7 @@ FAMILIES: dict[str, str] = {
     "jobs": "commands that were submitted to a Ray cluster",
     "mlflow": "tracking server and what it lacks",
     "registry": "registered models and their champions",
+    "runs": "trainings under the root",
 }
 """First words of the verbs of two words, with their one-line help."""
 SWITCHES = ("json", "dry-run", "debug")
