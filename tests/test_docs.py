@@ -12,9 +12,10 @@ from infra import cli
 from infra.base.config import load_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = ["annotators.md", "cluster.md", "jobs.md", "operations.md", "registry.md", "tracking.md"]
 
 
-@pytest.mark.parametrize("page", ["annotators.md", "jobs.md", "operations.md", "registry.md", "tracking.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_says_to_type_is_understood(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

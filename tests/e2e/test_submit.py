@@ -74,17 +74,19 @@ def test_a_command_runs_there_with_its_own_recipe_and_its_exit_code_comes_back(c
     assert re.search(r"job oacir-build-\w{10}-\w{6} succeeded after ", out)
     assert "recipes/mine.yaml" in err  # Ray tells the command that it runs
     assert "benchmark built" in err
-    (victim,) = client.root.glob("datasets/*/*/quadruples*.parquet")
+    victim = sorted(client.root.glob("datasets/*/*/quadruples/part-*.parquet"))[0]
+    dataset = victim.parents[1]
+    assert (dataset / "manifest.json").is_file()
 
     asked = ("submit", *to, "--estimate", "false", "data", "verify", *root, "--dataset")
     client.run(*asked, "nowhere", code=1)
     data = victim.read_bytes()
     victim.write_bytes(data[:-1] + b"x")
-    _, err = client.run(*asked, str(victim.parent), code=3)
+    _, err = client.run(*asked, str(dataset), code=3)
     assert "with exit code 3" in err
     victim.write_bytes(data)
     # the same command again is another attempt: what it found need not hold
-    out, _ = client.run(*asked, str(victim.parent))
+    out, _ = client.run(*asked, str(dataset))
     assert re.search(r"job oacir-data-verify-\w{10}-\w{6}-2 succeeded", out)
 
     listed = client.json("jobs", "list", *to)["jobs"]
@@ -114,6 +116,8 @@ def test_a_client_that_goes_leaves_the_job_and_the_same_command_joins_it(
     _, err = client.run("submit", *to, "--include", "notes.txt", *words[5:], code=1)
     assert f"job {joined[1]} runs this very command with other code" in err
     second = client.start(*words)
+    assert second.stderr is not None
+    assert "joining it" in second.stderr.readline()
     out, _ = client.run("jobs", "stop", *to, "--job", joined[1])
     assert "STOPPED" in out
     _, err = second.communicate(timeout=60)
