@@ -131,6 +131,8 @@ class SweepRecipe(Config):
     """Losses of a trial's process or machine after which it goes on; a training that fails is not repeated."""
     intervals: bool = True
     """Evaluate every finished trial on dev, for 95 % intervals by instance; not where the tower is trained."""
+    retry_failed: bool = False
+    """Try trials again that failed when the sweep was begun, from the last checkpoint of their runs."""
     resume: bool = False
     """Refuse to begin: only go on with what lies there."""
 
@@ -204,7 +206,7 @@ class SweepRecipe(Config):
     def identity(self, dataset_hash: str, features_hash: str) -> str:
         """The key of a sweep: equal for recipes whose trials are the same on this data."""
         tree = self.model_dump(mode="json")
-        for place in ("name", "title", "concurrent", "driver_gib", "max_failures", "resume"):
+        for place in ("name", "title", "concurrent", "driver_gib", "max_failures", "retry_failed", "resume"):
             del tree[place]
         tree["train"] = self.train.identity(dataset_hash, features_hash)
         return recipe_hash(tree)

@@ -90,6 +90,12 @@ def write(sweep_url: str, record: TrialRecord) -> None:
     storage.write_bytes(storage.join(sweep_url, FOLDER, f"{record.number:05d}.json"), text.encode())
 
 
+def anew(record: TrialRecord) -> TrialRecord:
+    """A trial that failed, to be tried again: it goes on with the values and the run that it has."""
+    gone: dict[str, object] = {"state": "running", "reason": "", "figures": {}, "seconds": None}
+    return record.model_copy(update=gone) if record.state == "failed" else record
+
+
 def read(sweep_url: str) -> list[TrialRecord]:
     """All records, by number.
 

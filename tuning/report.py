@@ -61,7 +61,7 @@ def page(
             pareto=_pareto(records, recipe),
             courses=_courses(best[:COURSES], recipe.objectives[0]),
             ended=[r for r in records if r.state != "finished"],
-            token=token,
+            short=short,
             provenance=_provenance(recipe, dataset, records),
         )
     )
@@ -115,7 +115,8 @@ def best_table(best: Sequence[TrialRecord], recipe: SweepRecipe) -> dict[str, An
                 "run": run + (" (found)" if record.found else ""),
             }
         )
-    return {"names": list(recipe.space), "metrics": metrics, "rows": rows}
+    beta = any(row["beta"] for row in rows)
+    return {"names": list(recipe.space), "metrics": metrics, "rows": rows, "beta": beta}
 
 
 def measured(record: TrialRecord, domain: str, metric: str) -> Measured | None:

@@ -31,7 +31,7 @@ from training.logged import mending
 from tuning.config import AVERAGE, LATENCY, MEASURES, SweepRecipe
 from tuning.logged import PAGE, SweepLog, logged, mended
 from tuning.pareto import front, ranked
-from tuning.records import FOLDER, TrialRecord, read, write
+from tuning.records import FOLDER, TrialRecord, anew, read, write
 from tuning.space import applied, token
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ def tune(recipe: SweepRecipe, context: Context) -> Outcome:
     draft = start("sweeps", recipe.name, plan.key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
         figures = draft.finished.figures
+        if recipe.retry_failed and figures["failed"]:
+            raise OacirError(
+                f"{draft.url}: was finished with {figures['failed']} failed trials and stays as it is; a sweep of"
+                " another --name tries them again and finds the runs of the others"
+            )
         return Outcome(
             f"nothing to do: this sweep of {figures['trials']} trials was finished before: {draft.url}",
             draft.url,
@@ -101,7 +106,10 @@ def tune(recipe: SweepRecipe, context: Context) -> Outcome:
         records = _run(plan, draft, context, book)
         if all(record.state == "failed" for record in records):
             reasons = sorted({record.reason for record in records})
-            raise OacirError(f"all {len(records)} trials failed: {reasons[0]}; they lie in {draft.url}")
+            raise OacirError(
+                f"all {len(records)} trials failed: {reasons[0]}; they lie in {draft.url}; once that is mended,"
+                " --retry_failed true tries them again"
+            )
         version = _commit(plan, draft, records, book)
     return _outcome(version, plan.recipe, records, time.monotonic() - began, book)
 
@@ -207,6 +215,8 @@ def _run(plan: Plan, draft: Draft, context: Context, book: SweepLog) -> list[Tri
 
     recipe = plan.recipe
     records = read(draft.url)
+    if recipe.retry_failed:
+        records = [anew(record) for record in records]
     open_already = sum(not r.ended for r in records) or recipe.trials - len(records)
     replay = compares(recipe) and bool(open_already)
     waiting = open_trials(recipe, records, replay=replay)

@@ -19,7 +19,7 @@ from infra.ops.mlflow_sync import SyncRecipe, sync
 from pipelines.contents import recompute
 from training.trainer import train
 from tuning.config import SweepRecipe
-from tuning.records import TrialRecord
+from tuning.records import TrialRecord, read, write
 from tuning.space import applied
 from tuning.sweep import tune
 
@@ -235,3 +235,22 @@ def test_a_dry_run_says_what_would_be_tried(swept: Swept) -> None:
     )
     assert plan.figures == {"trials": 3, "concurrent": 2, "workers": 1}
     assert not (swept.root / "sweeps" / "other").exists()
+
+
+def test_failed_trials_are_tried_again_where_that_is_asked_for(swept: Swept) -> None:
+    space = {"training.learning_rate": {"kind": "grid", "values": [1e30]}}
+    context = Context(root=str(swept.root))
+    wanted = sweep(space, algorithm={"kind": "grid"}, name="hopeless")
+    with pytest.raises(OacirError, match=r"all 1 trials failed: the loss is nan .* --retry_failed true"):
+        tune(wanted, context)
+    (place,) = (swept.root / "sweeps" / "hopeless").iterdir()
+    (record,) = read(str(place))
+    write(str(place), record.model_copy(update={"reason": "the disk was full"}))
+    with pytest.raises(OacirError, match="the disk was full"):
+        tune(wanted, context)
+    with pytest.raises(OacirError, match="the loss is nan"):
+        tune(wanted.model_copy(update={"retry_failed": True}), context)
+    (again,) = read(str(place))
+    assert again.reason == record.reason
+    with pytest.raises(OacirError, match=r"finished with 1 failed trials and stays .* another --name"):
+        tune(recipe(swept.root, retry_failed=True), context)
