@@ -95,8 +95,7 @@ def start(recipe: StartRecipe, context: Context) -> Outcome:
     uri = f"http://{f'[{recipe.host}]' if ':' in recipe.host else recipe.host}:{port}"
     database = recipe.database or f"sqlite:///{folder / DATABASE}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", recipe.host, "--port", str(port)]
-    command += ["--workers", str(recipe.workers), "--backend-store-uri", database]
-    command += ["--artifacts-destination", artifacts]
+    command += ["--workers", str(recipe.workers), "--artifacts-destination", artifacts]
     if recipe.allowed_hosts:
         command += ["--allowed-hosts", ",".join(recipe.allowed_hosts)]
     figures = {"uri": uri, "database": _without_password(database), "artifacts": artifacts}
@@ -104,7 +103,9 @@ def start(recipe: StartRecipe, context: Context) -> Outcome:
         return Outcome(f"would serve MLflow at {uri}: {folder}", str(folder), figures)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / LOG
-    with _serving(command, log, environment(os.environ)) as server, _told_to_end() as told:
+    # a command line is shown to every user of a machine, and a database's URI may hold its password
+    variables = environment(os.environ) | {"MLFLOW_BACKEND_STORE_URI": database}
+    with _serving(command, log, variables) as server, _told_to_end() as told:
         _wait_for(uri, server, log, told)
         announce(
             f"MLflow serves at {uri} (database and log in {folder}, artifacts in {artifacts}); Ctrl-C ends it"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from infra.base import storage
 from infra.base.command import Context, Outcome
@@ -52,6 +53,16 @@ class RegisterRecipe(Config):
     version that is installed here."""
     challenger: bool = True
     """Give the version the alias challenger."""
+
+    @field_validator("package")
+    @classmethod
+    def _keeps_no_secret(cls, package: str | None) -> str | None:
+        if package is not None and re.search(r"https?://[^/\s]*@|://[^/@\s]*:[^/@\s]+@", package):
+            raise ValueError(
+                "names a user or password, which everybody who reads the model's requirements.txt would see; leave"
+                " them out and let pip take them from ~/.netrc or its keyring"
+            )
+        return package
 
 
 def register(recipe: RegisterRecipe, context: Context) -> Outcome:
@@ -243,7 +254,7 @@ def _log_scores(registered: Registered, version: str, evaluations: Sequence[Vers
             )
             for name, value in scores(figures).items()
         ]
-        registered.client.log_batch(found.run_id, metrics=metrics)
+        registered.log_metrics(found.run_id, metrics)
 
 
 def _created_ms(version: Version) -> int:

@@ -205,7 +205,10 @@ def _row(number: int, record: Mapping[str, Any]) -> Row:
     if (data is None) == (not url):
         raise RecipeError([f"row {number}: give the image's bytes in image or where it lies in image_url"])
     if data is None:
-        data = storage.read_bytes(storage.absolute(url))
+        try:
+            data = storage.read_bytes(storage.absolute(url))
+        except OacirError as error:
+            raise OacirError(f"row {number}: image_url {error}") from error
     try:
         image = decode(data, ImageLimits(min_side_px=1)).image
     except ImageRejected as error:

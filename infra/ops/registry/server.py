@@ -216,6 +216,11 @@ class Registered:
             )
         return packed
 
+    def log_metrics(self, run_id: str, metrics: Sequence[Any]) -> None:
+        """Metrics of MLflow on a run; told again, it keeps each once."""
+        with self._speaking():
+            self.client.log_batch(run_id, metrics=metrics)
+
     def log(self) -> list[Entry]:
         """Its history."""
         with self._speaking():

@@ -41,6 +41,9 @@ def test_it_serves_says_where_and_ends_with_all_its_processes(tmp_path: Path) ->
             _use(uri, bucket, tmp_path)
             children = psutil.Process(server.pid).children(recursive=True)
             assert children
+            words = [word for child in children for word in child.cmdline()]
+            assert "--artifacts-destination" in words
+            assert not any("mlflow.db" in word for word in words)  # other databases' URIs hold a password
             server.send_signal(signal.SIGTERM)
             out, err = server.communicate(timeout=60)
         finally:

@@ -137,6 +137,10 @@ def test_what_it_cannot_answer_is_said_with_the_row(scene: Scene, first: dict[st
         ({"box": [1.0, 2.0, 300.0, 40.0]}, "leaves the image of 64 x 64"),
         ({"image_url": None}, "row 1: give the image's bytes in image or where it lies"),
         ({"image_url": __file__}, "row 1: image cannot be read"),
+        (
+            {"image_url": "https://example.org/a.jpg"},
+            "row 1: image_url https://.* allowed are a local path or s3://",
+        ),
     ):
         with pytest.raises(OacirError, match=says):
             model.predict(pd.DataFrame([good, good | changed]))
@@ -433,6 +437,25 @@ def test_what_is_wrong_is_said_in_one_line(scene: Scene, first: dict[str, Any], 
     (tmp_path / "weights.bin").rename(tmp_path / "weights.json")
     with pytest.raises(OacirError, match="pickle"):
         packaging.refuse_pickles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("package", "told"),
+    [
+        ("https://me:secret@wheels.example.org/oacir.whl", False),
+        ("oacir @ https://token@wheels.example.org/oacir.whl", False),
+        ("git+ssh://me:secret@example.org/oacir", False),
+        ("git+ssh://git@example.org/oacir@v1", True),
+        ("git+https://example.org/oacir@v1", True),
+        ("/wheels/oacir.whl", True),
+    ],
+)
+def test_requirements_tell_no_password(package: str, told: bool) -> None:
+    if told:
+        assert RegisterRecipe(model="m", package=package).package == package
+    else:
+        with pytest.raises(ValueError, match=r"names a user or password, .* leave them out"):
+            RegisterRecipe(model="m", package=package)
 
 
 def test_a_server_that_is_away_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
