@@ -90,10 +90,10 @@ def tune(recipe: SweepRecipe, context: Context) -> Outcome:
     draft = start("sweeps", recipe.name, plan.key, recipe, root=context.root, out=context.out)
     if draft.finished is not None:
         figures = draft.finished.figures
-        if recipe.retry_failed and figures["failed"]:
+        if recipe.retry_failed and (failed := figures["failed"]):
             raise OacirError(
-                f"{draft.url}: was finished with {figures['failed']} failed trials and stays as it is; a sweep of"
-                " another --name tries them again and finds the runs of the others"
+                f"{draft.url}: was finished with {failed} failed trial{'s' * (failed > 1)} and stays as it is; a sweep"
+                " of another --name tries them again and finds the runs of the others"
             )
         return Outcome(
             f"nothing to do: this sweep of {figures['trials']} trials was finished before: {draft.url}",

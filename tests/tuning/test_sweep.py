@@ -251,6 +251,6 @@ def test_failed_trials_are_tried_again_where_that_is_asked_for(swept: Swept) -> 
     with pytest.raises(OacirError, match="the loss is nan"):
         tune(wanted.model_copy(update={"retry_failed": True}), context)
     (again,) = read(str(place))
-    assert again.reason == record.reason
-    with pytest.raises(OacirError, match=r"finished with 1 failed trials and stays .* another --name"):
+    assert again.reason.startswith("the loss is nan")
+    with pytest.raises(OacirError, match=r"finished with 1 failed trial and stays .* another --name"):
         tune(recipe(swept.root, retry_failed=True), context)
