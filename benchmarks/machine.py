@@ -67,6 +67,7 @@ class FamilyMemory:
         at_peak: role (driver, workers, raylet, gcs_server, other) → bytes in that look.
         processes: members seen in all.
         looks: how often all were looked at.
+        history: moment (`time.time`) of each look, and role → bytes in it.
     """
 
     def __init__(self, every_s: float = 0.5) -> None:
@@ -75,6 +76,7 @@ class FamilyMemory:
         self.peak_bytes = 0
         self.at_peak: dict[str, int] = {}
         self.looks = 0
+        self.history: list[tuple[float, dict[str, int]]] = []
         self._read: dict[int, tuple[str, int]] = {}
         self._busy: dict[int, float] = {}
         self._spent: list[tuple[float, float]] = []
@@ -134,6 +136,7 @@ class FamilyMemory:
                 except (psutil.Error, OSError):
                     members.pop(pid, None)
             self.looks += 1
+            self.history.append((time.time(), dict(found)))
             self._spent.append((time.time(), sum(self._busy.values())))
             if found.total() > self.peak_bytes:
                 self.peak_bytes, self.at_peak = found.total(), dict(found)

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,7 @@ from pipelines.annotators.gates import fingerprint
 from pipelines.config import AnnotatorKind, SplitOptions, Thresholds
 from pipelines.earlier import Earlier
 from pipelines.gating import Answers, DoneParts, hold, rules_of
+from pipelines.grounding import with_boxes
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
 from pipelines.variants import group_of
@@ -181,7 +182,9 @@ class AnnotateStage(Stage):
     version_url: str = ""
     """Where the stage writes; of an annotator whose texts are held against those of the other parts."""
     name = "annotate"
-    inputs = ("listing", "_work/images/filtered", "instances", "measures", "pairs")
+    inputs: ClassVar[tuple[str, ...]] = (
+        "listing", "_work/images/filtered", "instances", "measures", "pairs",
+    )  # fmt: skip
     shared = ("splits", "near_duplicates")
     outputs = ("quadruples", "rejects/annotate")
     _gone: dict[str, str] = field(default_factory=dict, init=False, repr=False)
@@ -279,10 +282,12 @@ class AnnotateStage(Stage):
         return held
 
     def _given_way(self, pair: PairToAnnotate) -> Rejection | None:
-        """Why a pair has no annotation: one of its images nearly repeats an image of another split."""
+        """Why a pair is not asked for: an image of it nearly repeats one of another split, or its box is unsure."""
         for image in (pair.reference, pair.target):
             if other := self._gone.get(image["image_id"]):
                 return Rejection("near_duplicate_across_splits", f"{image['image_id']} and {other}")
+        if unsure := pair.reference.get("unsure"):
+            return Rejection("box_unsure", unsure)
         return None
 
     def _judge(self, pair: PairToAnnotate, answer: Annotation | Rejection) -> Annotation | Rejection:
@@ -305,6 +310,8 @@ class AnnotateStage(Stage):
             for row in table.to_pylist():
                 if row["image_id"] in known:
                     known[row["image_id"]] |= row
+        if "boxes" in tables:
+            with_boxes(known, tables["boxes"])
         splits = of_instances(self.common["splits"], "split", tables["pairs"]["instance_id"])
         return [
             PairToAnnotate(
@@ -318,6 +325,13 @@ class AnnotateStage(Stage):
             )
             for row in tables["pairs"].to_pylist()
         ]
+
+
+@dataclass
+class GroundedAnnotateStage(AnnotateStage):
+    """The same, with the boxes that a detector found."""
+
+    inputs = (*AnnotateStage.inputs, "boxes")
 
 
 def of_instances(splits: pa.Table, column: str, instances: pa.ChunkedArray) -> dict[str, str]:

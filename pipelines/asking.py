@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.base import storage, versions
 from infra.base.secrets import read_secret
-from pipelines.annotate import AnnotateStage
+from pipelines.annotate import AnnotateStage, GroundedAnnotateStage
 from pipelines.annotators.chat.annotator import COMPLETION, KEPT, PAID, PROMPT, RETRIED
 from pipelines.annotators.chat.canary import check_eyes
 from pipelines.annotators.chat.options import ChatOptions, ChatSetting
@@ -60,9 +60,8 @@ def ask(
         max_words={domain: t.max_words for domain, t in recipe.thresholds.domains.items()},
         default_max_words=recipe.thresholds.default.max_words,
     )
-    stage = AnnotateStage(
-        "chat", recipe.thresholds, recipe.seed, earlier, None, chat=setting, version_url=draft.url
-    )
+    kind = GroundedAnnotateStage if recipe.grounding else AnnotateStage
+    stage = kind("chat", recipe.thresholds, recipe.seed, earlier, None, chat=setting, version_url=draft.url)
     return run_stages([stage], draft.url, parts, workers=1, label="ask")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from infra.base import versions
 from infra.base.command import Context, Outcome
 from infra.base.config import Config
 from infra.base.errors import OacirError
-from pipelines.annotate import AnnotateStage
+from pipelines.annotate import AnnotateStage, GroundedAnnotateStage
 from pipelines.asking import ask, chat_figures
 from pipelines.collect import CollectStage, Listed, expected_parts, no_image, write_listing
 from pipelines.config import AnnotatorKind, BuildRecipe
@@ -32,6 +32,7 @@ from pipelines.gallery import (
     gallery_id,
     gather_asked,
 )
+from pipelines.grounding import GroundStage
 from pipelines.records import TABLES
 from pipelines.sources.base import Source
 from pipelines.sources.deepfashion2 import DeepFashion2, DeepFashion2Config
@@ -128,10 +129,14 @@ def _make(
         label="collect and filter",
     )
     dealt = write_splits(recipe, draft.url, parts, earlier.splits if earlier else {})
+    if recipe.grounding is not None:
+        ground = GroundStage(recipe.grounding, recipe.grounding.gpus)
+        records |= run_stages([ground], draft.url, parts, workers=workers, label="ground")
     annotate: list[Stage] = []
     if recipe.chat is None:
+        stage = GroundedAnnotateStage if recipe.grounding else AnnotateStage
         annotate.append(
-            AnnotateStage(annotator_kind(recipe), recipe.thresholds, seed, known, recipe.seconds_per_record)
+            stage(annotator_kind(recipe), recipe.thresholds, seed, known, recipe.seconds_per_record)
         )
     else:
         records |= ask(recipe, recipe.chat, draft, context.root, parts, known)
@@ -220,6 +225,7 @@ def _figures(
     return {
         "descriptor": recipe.encoder.model or OfflineDescriber.name,
         "annotator": annotator_kind(recipe),
+        **({"grounding": _grounding_figures(recipe.grounding.model, counts)} if recipe.grounding else {}),
         **({"chat": chat_figures(recipe.chat, counts)} if recipe.chat else {}),
         "domains": {
             domain: domain_figures(
@@ -244,6 +250,11 @@ def _figures(
             for place, found in sorted(galleries.items())
         },
     }
+
+
+def _grounding_figures(model: str, counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    states = ("found", "review", "none")
+    return {"model": model} | {s: sum(c.get(f"boxes {s}", 0) for c in counts.values()) for s in states}
 
 
 def _plan(recipe: BuildRecipe, source: Source) -> Outcome:

@@ -11,6 +11,7 @@ from infra.base.config import Config, Name, recipe_hash
 from pipelines.annotators.chat.options import EXECUTION_ONLY as CHAT_EXECUTION_ONLY
 from pipelines.annotators.chat.options import ChatOptions
 from pipelines.annotators.chat.prompts import prompts_hash
+from pipelines.grounding import GroundingOptions
 from pipelines.images import ImageLimits
 from pipelines.sources.deepfashion2 import DeepFashion2Config
 from pipelines.sources.hf_rows import HuggingFaceConfig
@@ -25,6 +26,7 @@ from pipelines.variants import VariantOptions
 AnnotatorKind = Literal["plain", "world", "chat"]
 EXECUTION_ONLY: dict[str, Any] = {
     "workers": True, "images_per_part": True, "encoder": {"gpus"}, "chat": set(CHAT_EXECUTION_ONLY),
+    "grounding": {"gpus", "images_at_once"},
 }  # fmt: skip
 """Options that change how a build runs, never what it makes."""
 
@@ -141,6 +143,8 @@ class BuildRecipe(Config):
     """Train, dev and test."""
     annotator: Literal["auto", "plain", "world", "chat"] = "auto"
     """Who writes the texts; auto = the world's oracle for the world, else the plain one."""
+    grounding: GroundingOptions | None = None
+    """The detector that finds boxes of photos whose source has none; null = such a photo is no reference."""
     chat: ChatOptions | None = Field(None, validate_default=True)
     """The server and model of annotator = chat."""
     gallery: GalleryOptions = Field(default_factory=GalleryOptions)
@@ -211,6 +215,8 @@ class BuildRecipe(Config):
         data = self.model_dump(mode="json", exclude=EXECUTION_ONLY | {"update": True})
         if "root" in data["source"]:
             data["source"]["root"] = storage.absolute(data["source"]["root"])
+        if data["grounding"] is None:
+            del data["grounding"]
         if data["chat"] is None:  # a recipe that has none keeps the key it had before there was one
             del data["chat"]
         else:

@@ -239,6 +239,7 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
         annotator_kind(before) == annotator_kind(recipe)
         and before.seed == recipe.seed
         and before.asked_as() == recipe.asked_as()
+        and before.grounding == recipe.grounding
         and (recipe.chat is None or version.manifest.figures["chat"]["prompts_sha256"] == prompts_hash())
     )
     return Earlier(

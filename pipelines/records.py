@@ -129,6 +129,17 @@ SPLITS = pa.schema(
         pa.field("last_split", pa.string()),
     ]
 )
+BOXES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("instance_id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),  # what was looked for
+        pa.field("box", BOX),  # the likeliest, in whole pixels; null: none lies in the photo
+        pa.field("score", pa.float32()),  # 0..1, the detector's
+        pa.field("state", pa.string(), nullable=False),  # found | review (of too low a score) | none
+    ]
+)
+"""Boxes that a detector found in photos whose source has none; those in review are the queue for people."""
 NEAR_DUPLICATES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -182,7 +193,7 @@ GALLERY = pa.schema(
 )
 REJECTS = pa.schema(
     [
-        pa.field("stage", pa.string(), nullable=False),  # collect | filter | annotate | gallery
+        pa.field("stage", pa.string(), nullable=False),  # collect | filter | ground | annotate | gallery
         pa.field("entity", pa.string(), nullable=False),  # images | boxes | instances | pairs | quadruples
         pa.field("key", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
@@ -222,6 +233,7 @@ TABLES: dict[str, pa.Schema] = {
     "pairs": PAIRS,
     "groups": GROUPS,
     "splits": SPLITS,
+    "boxes": BOXES,
     "near_duplicates": NEAR_DUPLICATES,
     "distractors": DISTRACTORS,
     "quadruples": QUADRUPLES,
@@ -242,6 +254,8 @@ REASONS = frozenset(
         "timeout",
         # boxes, of images that are kept: nothing of the box lies inside the image
         "box_outside",
+        # boxes that a detector found, and quadruples whose reference has only such a one: of too low a confidence
+        "box_unsure",
         # images whose object shows no variant clearly, where groups are split
         "variant_unclear",
         # images and instances, while filtering

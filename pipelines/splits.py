@@ -52,6 +52,8 @@ def write_splits(recipe: BuildRecipe, version_url: str, parts: int, keep: Mappin
         keep: instance → split of the version that this one updates.
     """
     groups = [row for table in read_parts(version_url, "groups", parts) for row in table.to_pylist()]
+    if recipe.grounding is not None:  # any photo may get a box yet
+        groups = [row | {"boxed": row["pairs"]} for row in groups]
     same = _same_content(version_url, parts)
     rows = deal(groups, same, recipe.split, recipe.gallery.dev_share, recipe.seed, keep)
     splits = pa.Table.from_pylist(rows, TABLES["splits"])

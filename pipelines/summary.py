@@ -9,16 +9,20 @@ from infra.base.versions import Manifest
 from pipelines.config import DomainThresholds
 
 QUERY_SPLITS = ("train", "dev", "test")
-STAGES = ("render", "listing", "collect", "filter", "split", "annotate", "candidates", "gallery")
+STAGES = ("render", "listing", "collect", "filter", "split", "ground", "annotate", "candidates", "gallery")
 """The order in which a build does its stages; a manifest keeps them by name."""
 T = TypeVar("T")
 DOMAINS_TOLD = 4
 MORE = "give it more photos of each instance, in different settings"
 HINTS = {
-    "no_box": "say where the object is: add boxes*.csv (columns image_path, x, y, w, h) or masks beside the photos",
+    "no_box": (
+        "say where the object is: add boxes*.csv (columns image_path, x, y, w, h) or masks beside the photos, or name a"
+        " detector in grounding.model"
+    ),
     "no_difference": "photos of an instance have to differ in setting, light or framing; add such photos",
     "too_similar": "photos of an instance are too alike; add others, or raise tau_high in thresholds",
     "class_centric": "photos of an instance are too alike; add others, or raise tau_centric in thresholds",
+    "box_unsure": "lower grounding.min_score, say what to look for in grounding.labels, or add boxes beside the photos",
     "bad_answer": "read the answers in rejects; name another model, or raise chat.max_tokens",
     "no_answer": "read the details in rejects, and see to the server",
     "too_few_images": "give every instance at least tau_valid photos, or lower tau_valid in thresholds",
@@ -158,6 +162,11 @@ def details_of(manifest: Manifest) -> Iterator[str]:
     if "earlier" in manifest.parents:
         known = manifest.figures["taken_over"]
         yield f"taken over from the earlier version: {known['images']:,} images, {known['pairs']:,} pairs"
+    if ground := manifest.figures.get("grounding"):
+        yield (
+            f"boxes by {ground['model']}: {ground['found']:,} found, {ground['review']:,} unsure (in table boxes,"
+            f" state review), {ground['none']:,} none"
+        )
     if chat := manifest.figures.get("chat"):
         money = "" if chat["money"] is None else f" for {chat['money']:,.2f}"
         others = chat["answers_of_other_benchmarks"]

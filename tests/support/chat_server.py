@@ -8,10 +8,12 @@ import hashlib
 import io
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from aiohttp import web
@@ -42,7 +44,6 @@ class Request:
     digest: str
     """Of the body: equal for equal requests."""
     headers: dict[str, str]
-    pictures: list[Image.Image]
     number: int
     """How many came before, and how many of these with the same body."""
     again: int
@@ -51,6 +52,11 @@ class Request:
     def text(self) -> str:
         """All that was said in words."""
         return " ".join(_texts(self.body))
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        """Its photos, decoded, in order."""
+        return [_picture(url) for url in _urls(self.body)]
 
     @property
     def turns(self) -> int:
@@ -121,6 +127,8 @@ class ChatServer:
     """Digest of a request → how often a completion for it was sent to the end."""
     arrived: list[float] = field(default_factory=list)
     """When requests came, on the loop's clock."""
+    moments: list[tuple[float, float]] = field(default_factory=list)
+    """When each completion was asked for and sent, in seconds since the epoch."""
     requests: list[Request] = field(default_factory=list)
     keep: bool = True
     """Whether requests are kept to look at."""
@@ -131,6 +139,7 @@ class ChatServer:
 
     async def handle(self, call: web.Request) -> web.StreamResponse:
         """One request."""
+        came = time.time()
         data = await call.read()
         digest = hashlib.sha256(data).hexdigest()
         self._now += 1
@@ -138,10 +147,7 @@ class ChatServer:
         self.arrived.append(asyncio.get_running_loop().time())
         try:
             body = json.loads(data)
-            pictures = [_picture(url) for url in _urls(body)] if self.keep or len(data) < 60_000 else []
-            request = Request(
-                body, digest, dict(call.headers), pictures, len(self.arrived) - 1, self._seen[digest]
-            )
+            request = Request(body, digest, dict(call.headers), len(self.arrived) - 1, self._seen[digest])
             self._seen[digest] += 1
             if self.keep:
                 self.requests.append(request)
@@ -163,6 +169,7 @@ class ChatServer:
         await response.prepare(call)
         await response.write_eof()
         self.answered[digest] += 1
+        self.moments.append((came, time.time()))
         return response
 
     @property

@@ -93,3 +93,12 @@ def test_every_profile_has_a_prompt_with_the_rules(profile: Any) -> None:
 def test_a_domain_takes_the_prompts_of_its_name_or_as_told() -> None:
     options = ChatOptions(base_url="http://h/v1", model="m", profiles={"toys": "product"})
     assert [options.profile(d) for d in ("toys", "car", "birds")] == ["product", "car", "general"]
+
+
+@pytest.mark.parametrize("name", ["photos_chat", "products10k_chat"])
+def test_shipped_recipes_ask_a_chat_model(name: str) -> None:
+    recipe = load_recipe(BuildRecipe, name)
+    assert (recipe.name, recipe.annotator) == (name, "chat")
+    assert recipe.chat is not None
+    assert recipe.thresholds == load_recipe(BuildRecipe, name.removesuffix("_chat")).thresholds
+    assert (recipe.grounding is not None) == (name == "products10k_chat")
