@@ -222,8 +222,8 @@ def _poisoned(scene: Scene, step: int, without: bool) -> Result:
     from drill_training import Result, complete_steps, faulted
 
     def read(course: Course, fault: Fault, rng: random.Random) -> None:
-        began = time.monotonic()
         fault.said = course.stop_line(1)
+        began = time.monotonic()
         asked = batch_of(scene, step)
         noted = json.loads((Path(course.out) / "diverged.json").read_text())
         if (
