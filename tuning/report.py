@@ -134,14 +134,14 @@ def curve(
 
     Args:
         records: of all trials.
-        name: of the field; its values are numbers.
+        name: of the field; its values are numbers, or null (the model's own), which has no place on the curve.
         domain: or `OVERALL`.
         metric: of `MEASURES`, or avg.
     """
     by_value: dict[float, list[Measured]] = {}
     for record in records:
         found = measured(record, domain, metric) if record.state == "finished" else None
-        if found is not None:
+        if found is not None and record.values[name] is not None:
             by_value.setdefault(float(record.values[name]), []).append(found)
     points = [(value, fmean(m.value for m in group)) for value, group in sorted(by_value.items())]
     bands = []

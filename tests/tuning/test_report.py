@@ -122,6 +122,17 @@ def test_the_papers_figures_stand_beside_ours_and_are_called_theirs(
     ]
 
 
+def test_a_value_that_is_the_models_own_has_no_place_on_the_curve(dataset: Version) -> None:
+    recipe = sweep(
+        {"model.probe_tokens": {"kind": "grid", "values": [None, 2]}},
+        {"model": {"modulation": "scalar", "overrides": {}}},
+        algorithm={"kind": "grid"},
+    )
+    records = [ended(n, v, **figures(30.0 + n)) for n, v in enumerate(recipe.given or ())]
+    assert curve(records, "model.probe_tokens", OVERALL, "avg")[0] == [(2.0, 31.0)]
+    assert "Table 13" in page(recipe, dataset, records, summary(records, recipe))
+
+
 def test_two_objectives_have_a_front_and_one_has_none(dataset: Version) -> None:
     recipe = fixed(objectives=["avg", "query_ms"])
     records = [
