@@ -9,6 +9,7 @@ from ray.tune.search import Searcher
 
 from tuning.config import SweepRecipe, Tpe, better
 from tuning.records import TrialRecord
+from tuning.schedulers import TIME
 from tuning.space import Choice, Dimension, Int, LogUniform, Uniform, Values, token
 
 
@@ -46,6 +47,7 @@ class Proposals(Searcher):
     ) -> None:
         super().__init__()
         self.recipe, self.waiting, self.next = recipe, list(waiting), len(records)
+        self.ended = {record.number for record in records if record.ended}
         self.study: Estimator | None = None
         if isinstance(recipe.algorithm, Tpe):
             self.study = Estimator(recipe, recipe.algorithm, records)
@@ -74,7 +76,7 @@ class Proposals(Searcher):
         if not free:
             return None
         number, values = self.waiting.pop(free[0])
-        if self.study is not None:
+        if self.study is not None and number not in self.ended:
             self.study.again(number, values)
         self.of_trial[trial_id], self.trained[trial_id] = number, token(values)
         return {"trial": {"number": number, "values": values}}
@@ -86,10 +88,14 @@ class Proposals(Searcher):
         self.trained.pop(trial_id, None)
         if self.study is None or trial_id not in self.of_trial:
             return
-        finished = not error and result is not None and result.get("state") == "finished"
-        figures = result or {}
-        values = [figures[name] for name in self.recipe.objectives] if finished else None
-        self.study.tell(self.of_trial[trial_id], values)
+        number, figures = self.of_trial[trial_id], result or {}
+        state, first = figures.get("state"), figures.get(self.recipe.objectives[0])
+        if not error and state == "finished":
+            self.study.tell(number, [figures[name] for name in self.recipe.objectives])
+        elif not error and state is None and first is not None:
+            self.study.stop(number, int(figures.get(TIME, 1)), float(first))
+        else:
+            self.study.tell(number, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the sweep's records are its state."""
@@ -101,7 +107,8 @@ class Proposals(Searcher):
 class Estimator:
     """Optuna's estimator over the space. Choices are passed as texts, so that they may be of any type.
 
-    A stopped or failed trial counts as failed: its value is no value of a whole training.
+    A trial that the scheduler stopped counts as pruned at its last measurement, which is no value of a whole training
+    but says more than nothing; with two objectives, of which only one is known by then, and a failed one as failed.
     """
 
     def __init__(self, recipe: SweepRecipe, algorithm: Tpe, records: Sequence[TrialRecord]) -> None:
@@ -119,18 +126,25 @@ class Estimator:
         directions = ["maximize" if better(name) > 0 else "minimize" for name in recipe.objectives]
         self.study = optuna.create_study(sampler=sampler, directions=directions)
         self.asked: dict[int, Any] = {}
-        states = optuna.trial.TrialState
         for record in records:
             if record.ended:
-                finished = record.state == "finished"
                 self.study.add_trial(
                     optuna.trial.create_trial(
-                        state=states.COMPLETE if finished else states.FAIL,
-                        values=[record.figures[name] for name in recipe.objectives] if finished else None,
+                        **self._known(record, recipe.objectives),
                         params=self._params(record.values),
                         distributions=self.distributions,
                     )
                 )
+
+    def _known(self, record: TrialRecord, objectives: Sequence[str]) -> dict[str, Any]:
+        from optuna.trial import TrialState
+
+        if record.state == "finished":
+            return {"state": TrialState.COMPLETE, "values": [record.figures[name] for name in objectives]}
+        if record.state == "stopped" and len(objectives) == 1 and record.readings:
+            last = {len(record.readings): record.readings[-1].figures[objectives[0]]}
+            return {"state": TrialState.PRUNED, "intermediate_values": last}
+        return {"state": TrialState.FAIL}
 
     def ask(self, number: int) -> Values:
         """The values of a new trial."""
@@ -157,6 +171,19 @@ class Estimator:
         if trial is not None:
             state = None if values is not None else optuna.trial.TrialState.FAIL
             self.study.tell(trial, values, state=state)
+
+    def stop(self, number: int, measurements: int, value: float) -> None:
+        """The scheduler stopped a trial after so many measurements, the last of the first objective being this."""
+        import optuna
+
+        trial = self.asked.pop(number, None)
+        if trial is None:
+            return
+        if len(self.study.directions) > 1:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        trial.report(value, measurements)
+        self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
     def _params(self, values: Values) -> dict[str, Any]:
         return {

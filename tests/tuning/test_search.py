@@ -152,3 +152,33 @@ def test_more_random_trials_begin_with_the_same_ones(trials: int) -> None:
     recipe = sweep(SPACE, algorithm={"kind": "random", "trials": trials, "seed": 4})
     longest = sweep(SPACE, algorithm={"kind": "random", "trials": 5, "seed": 4})
     assert recipe.given == longest.given[:trials]
+
+
+def test_a_trial_that_was_stopped_tells_the_estimator_its_last_measurement() -> None:
+    """Beside a scheduler that stops most trials it would choose at random to the end."""
+    recipe = sweep(SPACE, algorithm=TPE, scheduler={"kind": "asha"})
+    search = proposals(recipe, [])
+    for turn in range(6):
+        values = search.suggest(f"t{turn}")["trial"]["values"]
+        # as Ray Tune tells it: the last result, by the scheduler's decision
+        search.on_trial_complete(f"t{turn}", {"avg": float(turn), "training_iteration": 2, "values": values})
+    search.suggest("broken")
+    search.on_trial_complete("broken", {"state": "failed", "avg": float("nan")})
+    trials = search.study.study.trials
+    assert [t.state.name for t in trials] == ["PRUNED"] * 6 + ["FAIL"]
+    assert [t.intermediate_values for t in trials[:6]] == [{2: float(n)} for n in range(6)]
+
+    tried = go_on(proposals(sweep(SPACE, algorithm=TPE), []), 2)
+    records = [ended(0, tried[0][1], "stopped", avg=4.0), ended(1, tried[1][1], "failed")]
+    again = proposals(recipe, records).study.study.trials
+    assert [t.state.name for t in again] == ["PRUNED", "FAIL"]
+    assert again[0].intermediate_values == {2: 4.0}
+    # for the scheduler they are gone through once more, for the estimator they are known
+    replayed = Proposals(recipe, records, open_trials(recipe, records, replay=True))
+    assert [n for n, _ in go_on(replayed, 3)] == [0, 1, 2]
+    assert [t.state.name for t in replayed.study.study.trials] == ["PRUNED", "FAIL", "COMPLETE"]
+    pair = sweep(SPACE, algorithm=TPE, scheduler={"kind": "asha"}, objectives=["avg", "query_ms"])
+    two = proposals(pair, records)
+    two.suggest("t")
+    two.on_trial_complete("t", {"avg": 1.0, "training_iteration": 2})
+    assert [t.state.name for t in two.study.study.trials] == ["FAIL", "FAIL", "FAIL"]

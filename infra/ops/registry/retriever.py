@@ -121,6 +121,9 @@ class Retriever(PythonModel):
         encode, name = str(asked.get("encode") or "query"), str(asked.get("gallery") or "")
         if encode not in ("query", "target"):
             raise RecipeError([f"encode is {encode!r}; allowed are query and target"])
+        top_k = int(asked.get("top_k", 10))
+        if top_k < 1:
+            raise RecipeError([f"top_k is {top_k}; it counts images from 1"])
         if name and name not in self.galleries:
             known = ", ".join(sorted(self.galleries)) or "none"
             raise RecipeError([f"gallery {name!r} did not come with this model; those that did: {known}"])
@@ -131,7 +134,7 @@ class Retriever(PythonModel):
             if encode == "target":
                 answers += self._targets(rows)
             else:
-                answers += self._queries(start, rows, name, int(asked.get("top_k") or 10))
+                answers += self._queries(start, rows, name, top_k)
         return pd.DataFrame(answers, index=model_input.index)
 
     def _targets(self, rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -148,6 +148,9 @@ def test_what_it_cannot_answer_is_said_with_the_row(scene: Scene, first: dict[st
         RecipeError, match="gallery 'toys' did not come with this model; those that did: car/test"
     ):
         model.predict(pd.DataFrame([good]), params={"gallery": "toys"})
+    for top_k in (0, -1):  # would have been 10, and all but the last
+        with pytest.raises(RecipeError, match=f"top_k is {top_k}; it counts images from 1"):
+            model.predict(pd.DataFrame([good]), params={"gallery": "car/test", "top_k": top_k})
 
 
 def test_its_files_say_all_and_hold_no_pickle(scene: Scene, first: dict[str, Any], tmp_path: Path) -> None:
