@@ -131,6 +131,11 @@ VERBS: dict[str, Verb] = {
         "pipelines.retrieval.config:EvaluateRecipe",
         "pipelines.retrieval.evaluate:evaluate",
     ),
+    "answer": Verb(
+        "model + hidden split → the files that a benchmark's server takes",
+        "pipelines.retrieval.config:AnswerRecipe",
+        "pipelines.retrieval.answer:answer",
+    ),
     "query": Verb(
         "one image, one box, one sentence → ranked images",
         "pipelines.retrieval.config:QueryRecipe",

@@ -220,6 +220,11 @@ RANKINGS = pa.schema(
         pa.field("beta", pa.list_(pa.float32())),  # one value, or one per query token; null without modulator
         pa.field("target_rank", pa.int32(), nullable=False),  # 1 = best, reference removed
         pa.field("instance_rank", pa.int32(), nullable=False),  # best rank of any image of the instance
+        # of every target, the primary one first; null where the benchmark asks for the primary one alone
+        pa.field("target_ranks", pa.list_(pa.int32())),
+        pa.field(
+            "group_rank", pa.int32()
+        ),  # of the primary target in the query's own group; null without groups
     ]
 )
 

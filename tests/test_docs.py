@@ -12,7 +12,15 @@ from infra import cli
 from infra.base.config import load_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["annotators.md", "cluster.md", "jobs.md", "operations.md", "registry.md", "tracking.md"]
+PAGES = [
+    "annotators.md",
+    "cluster.md",
+    "evaluation.md",
+    "jobs.md",
+    "operations.md",
+    "registry.md",
+    "tracking.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -69,9 +69,9 @@ def of_run(run: Version) -> list[Reading]:
 
 def _evaluated(run: Version, recipe: TrainRecipe, root: str) -> dict[str, Any]:
     """Intervals and β from `oacir evaluate` on dev, which is a version of its own."""
-    from pipelines.retrieval import summary
     from pipelines.retrieval.config import EvaluateRecipe
     from pipelines.retrieval.evaluate import evaluate
+    from pipelines.retrieval.protocols.base import AVERAGE as AVERAGE_OF_ALL
 
     wanted = EvaluateRecipe(
         name=f"{recipe.name}-dev", model=run.url, dataset=recipe.dataset, split="dev", blind_references=1
@@ -81,7 +81,7 @@ def _evaluated(run: Version, recipe: TrainRecipe, root: str) -> dict[str, Any]:
     domains = {
         name: {
             metric: Measured(**{k: part["metrics"][theirs][k] for k in ("value", "low", "high")}).model_dump()
-            for metric, theirs in ((AVERAGE, summary.AVERAGE), *zip(MEASURES, MEASURES, strict=True))
+            for metric, theirs in ((AVERAGE, AVERAGE_OF_ALL), *zip(MEASURES, MEASURES, strict=True))
         }
         for name, part in parts.items()
     }

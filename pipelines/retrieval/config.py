@@ -43,6 +43,23 @@ class EvaluateRecipe(Config):
         return recipe_hash(self.model_dump(mode="json", exclude=places), *content_hashes)
 
 
+class AnswerRecipe(Config):
+    """Answers to the queries whose targets a server keeps (CIRR test1, CIRCO test)."""
+
+    name: Name = "answers"
+    """Name of the files' folder: answers/<name>-<benchmark> under the root, unless --out names a place."""
+    model: str
+    """A run (path or URL, name/key, or name: the newest of it), or a directory of an exported model."""
+    dataset: str = "cirr"
+    """An import of the benchmark with its hidden split: a path or URL of a version, name/key, or name."""
+    features: str | None = None
+    """The feature store of the dataset's images; null finds the one of this model and dataset under the root."""
+    encode_batch_size: Positive = 256
+    """Images or queries per forward."""
+    queries_per_chunk: Positive = 256
+    """Queries ranked at a time; only memory depends on it, never a rank."""
+
+
 class QueryRecipe(Config):
     """One image, one box, one sentence."""
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.retrieval.protocols.base import Ranks
+
 if TYPE_CHECKING:
     import torch
 
@@ -51,6 +53,10 @@ class QuerySet:
     """The anchored object on the reference."""
     reference_kept: bool = False
     """Whether the reference stays in the ranking, as some benchmarks have it."""
+    further_ids: list[list[str]] | None = None
+    """The further targets of each; None where no query has any."""
+    group_ids: list[list[str]] | None = None
+    """The images among which each is also ranked by itself; None where the benchmark has no groups."""
 
     @property
     def removed_ids(self) -> list[str | None]:
@@ -77,11 +83,20 @@ class Gallery:
 class Ranking:
     """Ranks and the best candidates of queries in their order."""
 
-    target_rank: Ints
-    instance_rank: Ints
+    ranks: Ranks
     candidates: list[list[int]]
     """Columns of the gallery, best first, reference removed; at most top K each."""
     scores: list[list[float]]
+
+    @property
+    def target_rank(self) -> Ints:
+        """Rank of each query's primary target; 1 = best."""
+        return self.ranks.target
+
+    @property
+    def instance_rank(self) -> Ints:
+        """Rank of the first image of each query's instance."""
+        return self.ranks.instance
 
 
 @dataclass(frozen=True)
@@ -191,6 +206,7 @@ def rank(scores: Floats, queries: QuerySet, rows: slice, gallery: Gallery, top_k
     The reference is removed, unless the queries keep it; ties go to the smaller image_id.
     """
     from training.metrics import oacir_ranks
+    from training.rank_metrics import ranks_of
 
     references = queries.removed_ids[rows]
     target_rank, instance_rank = oacir_ranks(
@@ -201,8 +217,17 @@ def rank(scores: Floats, queries: QuerySet, rows: slice, gallery: Gallery, top_k
         queries.target_ids[rows],
         queries.instance_ids[rows],
     )
+    targets = group = None
+    if queries.further_ids is not None:
+        pairs = zip(queries.target_ids[rows], queries.further_ids[rows], strict=True)
+        wanted = [[first, *others] for first, others in pairs]
+        targets = ranks_of(scores, gallery.image_ids, references, wanted)
+    if queries.group_ids is not None:
+        wanted = [[target] for target in queries.target_ids[rows]]
+        among = ranks_of(scores, gallery.image_ids, references, wanted, queries.group_ids[rows])
+        group = np.concatenate(among)
     candidates, best = top(scores, gallery, references, top_k)
-    return Ranking(target_rank, instance_rank, candidates, best)
+    return Ranking(Ranks(target_rank, instance_rank, targets, group), candidates, best)
 
 
 def top(
@@ -223,9 +248,15 @@ def top(
 
 def join(rankings: Sequence[Ranking]) -> Ranking:
     """The ranking of all chunks, in order."""
+    parts = [r.ranks for r in rankings]
+    ranks = Ranks(
+        np.concatenate([r.target for r in parts]),
+        np.concatenate([r.instance for r in parts]),
+        None if parts[0].targets is None else [own for r in parts for own in r.targets or ()],
+        None if parts[0].group is None else np.concatenate([r.group for r in parts if r.group is not None]),
+    )
     return Ranking(
-        np.concatenate([r.target_rank for r in rankings]),
-        np.concatenate([r.instance_rank for r in rankings]),
+        ranks,
         [c for r in rankings for c in r.candidates],
         [s for r in rankings for s in r.scores],
     )

@@ -16,7 +16,7 @@ from infra.base.progress import Progress
 from pipelines.records import RANKINGS
 from pipelines.retrieval import baselines, summary
 from pipelines.retrieval.config import EvaluateRecipe
-from pipelines.retrieval.engine import Encoder, Floats, Ints, encode_queries, join, rank, score
+from pipelines.retrieval.engine import Encoder, Floats, encode_queries, join, rank, score
 from pipelines.retrieval.inputs import (
     DomainTask,
     ModelPlace,
@@ -26,6 +26,8 @@ from pipelines.retrieval.inputs import (
     load_tasks,
     require_features,
 )
+from pipelines.retrieval.protocols.base import Ranks
+from pipelines.retrieval.protocols.known import BENCHMARKS, benchmark_of
 from pipelines.retrieval.summary import DomainResult
 from training.anchors import region_counts
 
@@ -45,6 +47,7 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     """
     dataset = find_dataset(context.root, recipe.dataset)
     place = find_model(context.root, recipe.model)
+    benchmark = benchmark_of(dataset, recipe.split)
     tasks = load_tasks(dataset, recipe.split)
     if not tasks:
         raise OacirError(
@@ -53,7 +56,9 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
         )
     if context.dry_run:
         return _plan(recipe, place, dataset, tasks)
-    key = recipe.identity(place.content_hash, dataset.manifest.content_hash)
+    # A declared benchmark counts more than what the recipe says; its name and metrics are part of what was asked.
+    declared = [benchmark.name, *benchmark.metrics] if benchmark.name in BENCHMARKS else []
+    key = recipe.identity(place.content_hash, dataset.manifest.content_hash, *declared)
     draft = versions.start("evaluations", recipe.name, key, recipe, root=context.root, out=context.out)
     if draft.finished:
         return _outcome(versions.Version(draft.url, draft.finished), "already evaluated")
@@ -72,7 +77,7 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
             progress.update(len(task.queries))
     ranked = time.monotonic()
 
-    data = summary.figures(results, recipe.bootstrap_samples, recipe.seed)
+    data = summary.figures(results, recipe.bootstrap_samples, recipe.seed, benchmark)
     data |= {
         "split": recipe.split,
         "model": {"name": place.name, "url": place.url, "content_hash": place.content_hash},
@@ -83,6 +88,7 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
             "notes": dataset.manifest.figures.get("notes", []),
         },
         "absent": absent_domains(dataset, recipe.split, [t.domain for t in tasks]),
+        "unseen": unseen_domains(context.root, place, dataset, [t.domain for t in tasks]),
     }
     asked = _asked(processor, tasks)
     data["asked"] = asked
@@ -138,6 +144,8 @@ def rankings_table(result: DomainResult) -> pa.Table:
     import pyarrow as pa
 
     queries, gallery, ranking = result.task.queries, result.task.gallery, result.ranking
+    nothing: list[Any] = [None] * len(queries)
+    targets, group = ranking.ranks.targets, ranking.ranks.group
     return pa.table(
         {
             "query_id": queries.query_ids,
@@ -147,6 +155,8 @@ def rankings_table(result: DomainResult) -> pa.Table:
             "beta": result.betas,
             "target_rank": ranking.target_rank.astype(np.int32),
             "instance_rank": ranking.instance_rank.astype(np.int32),
+            "target_ranks": nothing if targets is None else [own.tolist() for own in targets],
+            "group_rank": nothing if group is None else group.astype(np.int32),
         },
         schema=RANKINGS,
     )
@@ -167,6 +177,30 @@ def absent_domains(dataset: versions.Version, split: str, present: list[str]) ->
     return reasons
 
 
+def unseen_domains(
+    root: str, place: ModelPlace, dataset: versions.Version, domains: list[str]
+) -> list[str] | None:
+    """Of these domains those that the model was not trained on; None where that is not known.
+
+    Args:
+        root: where the benchmark that the model was trained on is looked for, if it is another one.
+        place: the model.
+        dataset: the benchmark that is evaluated.
+        domains: of it.
+    """
+    if place.run is None:
+        return None
+    wanted = place.run.manifest.parents.get("dataset")
+    known = [dataset, *versions.list_versions(root, "datasets")]
+    found = next((version for version in known if version.manifest.content_hash == wanted), None)
+    stated = {} if found is None else found.manifest.figures.get("domains", {})
+    asked = {domain: part.get("queries", {}).get("train") for domain, part in stated.items()}
+    if found is None or any(asked.get(domain, 0) is None for domain in domains):
+        return None
+    left_out = place.run.manifest.recipe.get("training", {}).get("leave_out_domains", ())
+    return [domain for domain in domains if domain in left_out or not asked.get(domain)]
+
+
 def _asked(processor: AdaFocalProcessor, tasks: list[DomainTask]) -> dict[str, Any]:
     """How the model was asked: what it saw of the references, how texts named the object, and by which regions."""
     anchors = [anchor for task in tasks for anchor in task.queries.anchors]
@@ -185,9 +219,8 @@ def _notes(asked: dict[str, Any]) -> list[str]:
     return [f"{boxes:,} of {masks + boxes:,} queries have no mask and were asked with their box"]
 
 
-def _ranks(task: DomainTask, scored: Iterator[tuple[slice, Floats]]) -> tuple[Ints, Ints]:
-    ranking = join([rank(scores, task.queries, rows, task.gallery, 1) for rows, scores in scored])
-    return ranking.target_rank, ranking.instance_rank
+def _ranks(task: DomainTask, scored: Iterator[tuple[slice, Floats]]) -> Ranks:
+    return join([rank(scores, task.queries, rows, task.gallery, 1) for rows, scores in scored]).ranks
 
 
 def _plan(

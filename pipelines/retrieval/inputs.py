@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,6 +12,8 @@ from infra.base import storage, versions
 from infra.base.errors import OacirError, VersionError
 from pipelines.gallery import gallery_hash
 from pipelines.retrieval.engine import Gallery, QuerySet
+from pipelines.retrieval.protocols.base import Benchmark, Found
+from pipelines.retrieval.protocols.known import benchmark_of
 from training.anchors import anchors_of
 from training.tower_config import TRAINED_MODES
 
@@ -84,6 +86,11 @@ class DomainTask:
     gallery: Gallery
     gallery_hash: str
     distractors: int
+
+    @property
+    def found(self) -> Found:
+        """What a declared benchmark is held against."""
+        return Found(self.gallery.gallery_id, self.gallery_hash, len(self.gallery), len(self.queries))
 
 
 def find_model(root: str, reference: str) -> ModelPlace:
@@ -263,13 +270,14 @@ def load_tasks(dataset: versions.Version, split: str) -> list[DomainTask]:
     table = dataset.table("gallery")
     table = table.filter(pc.equal(table["split"], split)).sort_by("image_id")
     sizes = image_sizes(dataset)
-    kept = dataset.manifest.figures.get("protocol", {}).get("reference") == "kept"
+    benchmark = benchmark_of(dataset, split)
+    groups = _groups(dataset, split) if benchmark.groups else None
     tasks = []
     for domain in sorted(set(quadruples["domain"].to_pylist())):
         rows = quadruples.filter(pc.equal(quadruples["domain"], domain)).to_pylist()
         gallery_id = f"{domain}/{split}"
         members = table.filter(pc.equal(table["gallery_id"], gallery_id)).to_pylist()
-        queries = _query_set(rows, sizes, kept)
+        queries = _query_set(rows, sizes, benchmark, groups)
         gallery = Gallery(gallery_id, [m["image_id"] for m in members], [m["instance_id"] for m in members])
         found = gallery_hash(gallery.image_ids)
         _check_gallery(dataset, gallery, queries, found)
@@ -285,8 +293,12 @@ def image_sizes(dataset: versions.Version) -> dict[str, tuple[int, int]]:
 
 
 def _query_set(
-    rows: list[dict[str, Any]], sizes: dict[str, tuple[int, int]], reference_kept: bool
+    rows: list[dict[str, Any]],
+    sizes: dict[str, tuple[int, int]],
+    benchmark: Benchmark,
+    groups: Mapping[str, list[str]] | None,
 ) -> QuerySet:
+    several = benchmark.all_targets and any(len(r["target_ids"]) > 1 for r in rows)
     return QuerySet(
         query_ids=[r["query_id"] for r in rows],
         instance_ids=[r["instance_id"] for r in rows],
@@ -295,8 +307,27 @@ def _query_set(
         texts=[r["modification_text"] for r in rows],
         categories=[r["category"] for r in rows],
         anchors=anchors_of(rows, sizes),
-        reference_kept=reference_kept,
+        reference_kept=benchmark.reference_kept,
+        further_ids=[r["target_ids"][1:] for r in rows] if several else None,
+        group_ids=None if groups is None else [groups[r["query_id"]] for r in rows],
     )
+
+
+def _groups(dataset: versions.Version, split: str) -> dict[str, list[str]]:
+    """query_id → the images among which it is also ranked by itself.
+
+    Raises:
+        VersionError: a query has none.
+    """
+    import pyarrow.compute as pc
+
+    table = dataset.table("quadruples", ["query_id", "split", "group_ids"])
+    rows = table.filter(pc.equal(table["split"], split)).to_pylist()
+    if alone := [r["query_id"] for r in rows if not r["group_ids"]]:
+        raise VersionError(
+            f"{dataset.url}: {len(alone)} queries have no group to be ranked in, first {alone[0]}; import it again"
+        )
+    return {r["query_id"]: r["group_ids"] for r in rows}
 
 
 def _check_gallery(dataset: versions.Version, gallery: Gallery, queries: QuerySet, found: str) -> None:
@@ -307,7 +338,12 @@ def _check_gallery(dataset: versions.Version, gallery: Gallery, queries: QuerySe
             f" {str(stated)[:12]}…; the dataset was changed after it was made: build it again"
         )
     inside = set(gallery.image_ids)
-    lost = [q for q, t in zip(queries.query_ids, queries.target_ids, strict=True) if t not in inside]
+    further = queries.further_ids or [[]] * len(queries)
+    lost = [
+        query
+        for query, target, others in zip(queries.query_ids, queries.target_ids, further, strict=True)
+        if not inside.issuperset([target, *others])
+    ]
     if lost:
         raise VersionError(
             f"{dataset.url}: the target of {len(lost)} queries is not in gallery {gallery.gallery_id}, first"

@@ -15,10 +15,11 @@ from pipelines.retrieval.attention import looks
 from pipelines.retrieval.compared import Compared, compare, dataset_of
 from pipelines.retrieval.config import ReportRecipe
 from pipelines.retrieval.examples import SHOWN, cards
-from pipelines.retrieval.summary import AVERAGE, METRICS, percent
+from pipelines.retrieval.protocols.base import AVERAGE
+from pipelines.retrieval.protocols.known import stated_in
+from pipelines.retrieval.summary import percent
 from pipelines.summary import in_order
 
-HEADLINE = ("R_ID@1", "R@1", "R@5", AVERAGE)
 MARKUP_BYTES, MARKUP_BYTES_PER_IMAGE = 100_000, 250
 """What the page holds beside the images, and around each of them; with room to spare."""
 LOSS_POINTS = 400
@@ -47,6 +48,7 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
         title=recipe.title,
         models=[one.label for one in compared],
         figures=figures,
+        stated=stated_in(figures),
         dataset=dataset.manifest,
         notes=sorted({note for one in compared for note in one.figures["notes"]}),
         headline_chart=_headline_chart(compared),
@@ -94,9 +96,14 @@ def _place(recipe: ReportRecipe, context: Context) -> str:
     return out if out.endswith((".html", ".htm")) else storage.join(out, f"{recipe.name}.html")
 
 
+def _shown(compared: Sequence[Compared]) -> list[str]:
+    """The metrics that the benchmark is known by."""
+    return list(stated_in(compared[0].figures)["headline"])
+
+
 def _headline_chart(compared: Sequence[Compared]) -> str:
     rows = []
-    for metric in HEADLINE:
+    for metric in _shown(compared):
         measures = [(one.label, one.figures["overall"]["metrics"][metric]) for one in compared]
         rows.append((metric, [charts.Interval(n, m["value"], m["low"], m["high"]) for n, m in measures]))
     return charts.interval_chart("Mean over the domains", rows, x="percent of queries, with 95 % interval")
@@ -104,6 +111,7 @@ def _headline_chart(compared: Sequence[Compared]) -> str:
 
 def _headline(compared: Sequence[Compared]) -> dict[str, Any]:
     """Rows of the first table: every model, then what chance and the blind baselines of each reach."""
+    shown = _shown(compared)
     best = _best(compared, lambda one: one.figures["overall"])
     rows: list[dict[str, Any]] = []
     for one in compared:
@@ -112,38 +120,36 @@ def _headline(compared: Sequence[Compared]) -> dict[str, Any]:
             {
                 "name": one.label,
                 "kind": "model",
-                "cells": [_cell(measures[m], one.label == best[m]) for m in HEADLINE],
+                "cells": [_cell(measures[m], one.label == best[m]) for m in shown],
             }
         )
         for kind, words in (("text_only", "text only"), ("reference_only", "reference only")):
-            values = [percent(measures[m][kind]) for m in HEADLINE]
+            values = [percent(measures[m][kind]) for m in shown]
             rows.append({"name": f"{one.label}, {words}", "kind": "blind", "cells": values})
     measures = compared[0].figures["overall"]["metrics"]
-    chance = [percent(measures[m]["chance"]) for m in HEADLINE]
+    chance = [percent(measures[m]["chance"]) for m in shown]
     rows.append({"name": "chance", "kind": "chance", "cells": chance})
-    return {"columns": HEADLINE, "rows": rows}
+    return {"columns": shown, "rows": rows}
 
 
 def _by_domain(compared: Sequence[Compared]) -> list[dict[str, Any]]:
-    found = []
+    found, shown = [], _shown(compared)
     for name, part in compared[0].figures["domains"].items():
         best = _best(compared, lambda one, name=name: one.figures["domains"][name])
         rows = [
             {
                 "name": one.label,
                 "cells": [
-                    _cell(one.figures["domains"][name]["metrics"][m], one.label == best[m]) for m in HEADLINE
+                    _cell(one.figures["domains"][name]["metrics"][m], one.label == best[m]) for m in shown
                 ],
                 "blind": [
-                    " / ".join(
-                        percent(one.figures["domains"][name]["metrics"][m][kind]) for m in HEADLINE[:2]
-                    )
+                    " / ".join(percent(one.figures["domains"][name]["metrics"][m][kind]) for m in shown[:2])
                     for kind in ("text_only", "reference_only")
                 ],
             }
             for one in compared
         ]
-        chance = [percent(part["metrics"][m]["chance"]) for m in HEADLINE]
+        chance = [percent(part["metrics"][m]["chance"]) for m in shown]
         found.append({"name": name, "part": part, "rows": rows, "chance": chance})
     return found
 
@@ -153,7 +159,7 @@ def _every_figure(compared: Sequence[Compared]) -> list[dict[str, Any]]:
     rows = []
     for one in compared:
         for where, part in [*one.figures["domains"].items(), ("all (macro)", one.figures["overall"])]:
-            for metric in (*METRICS, AVERAGE):
+            for metric in (*stated_in(one.figures)["metrics"], AVERAGE):
                 rows.append({"model": one.label, "where": where, "metric": metric, **part["metrics"][metric]})
     return rows
 
@@ -247,7 +253,7 @@ def _best(compared: Sequence[Compared], part: Any) -> dict[str, str | None]:
     """Metric → label of the model that is best beyond doubt: see `clear_best`."""
     return {
         metric: clear_best({one.label: part(one)["metrics"][metric] for one in compared})
-        for metric in HEADLINE
+        for metric in _shown(compared)
     }
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from pipelines.retrieval.engine import Floats, Ints, Ranking
+from pipelines.retrieval.engine import Ranking
 from pipelines.retrieval.inputs import DomainTask
+from pipelines.retrieval.protocols.base import AVERAGE, Benchmark, Candidates, Floats, Ranks
+from pipelines.retrieval.protocols.known import stated_in
+from pipelines.retrieval.protocols.oacirr import BUILT
 
-METRICS = ("R_ID@1", "R_ID@5", "R_ID@10", "R@1", "R@5", "R@10", "R@50")
-AVERAGE = "Avg"
-PROTOCOL = (
-    "OACIRR: one gallery per domain, the query's reference {}, ties to the smaller image id; percent; over all ="
-    " macro mean over the domains present; Avg = mean of R_ID@1, R@1, R@5"
-)
 FEW_QUERIES = 100
 
 
@@ -27,48 +25,49 @@ class DomainResult:
     task: DomainTask
     ranking: Ranking
     betas: Sequence[list[float] | None]
-    text_only: tuple[Ints, Ints] | None
-    """Target and instance ranks of the baseline; None where the domain has a single instance."""
-    reference_only: tuple[Ints, Ints] | None
+    text_only: Ranks | None
+    """Ranks of the baseline; None where the domain has a single instance."""
+    reference_only: Ranks | None
 
     @property
-    def ranks(self) -> tuple[Ints, Ints]:
-        """Target and instance ranks."""
-        return self.ranking.target_rank, self.ranking.instance_rank
+    def ranks(self) -> Ranks:
+        """Of the model itself."""
+        return self.ranking.ranks
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """See `candidates`."""
+        return candidates(self.task)
 
 
-def hits(metric: str, ranks: tuple[Ints, Ints]) -> Floats:
-    """100 for every query that hits, 0 for a miss; for Avg the mean of its three recalls."""
-    from training.metrics import AVERAGED
-
-    if metric == AVERAGE:
-        return np.mean([hits(name, ranks) for name in AVERAGED], axis=0)
-    name, _, k = metric.partition("@")
-    return np.where(ranks[1 if name == "R_ID" else 0] <= int(k), 100.0, 0.0)
-
-
-def chance(metric: str, task: DomainTask) -> float:
-    """What a random order would score on a domain, percent."""
-    from training.metrics import AVERAGED, chance_recall
-
-    if metric == AVERAGE:
-        return float(np.mean([chance(name, task) for name in AVERAGED]))
-    owner: dict[str | None, str] = dict(zip(task.gallery.image_ids, task.gallery.instance_ids, strict=True))
-    removed = np.array([reference in owner for reference in task.queries.removed_ids])
-    relevant = np.ones(len(task.queries))
-    name, _, k = metric.partition("@")
-    if name == "R_ID":
-        counts: dict[str, int] = {}
-        for instance in task.gallery.instance_ids:
-            counts[instance] = counts.get(instance, 0) + 1
-        pairs = zip(task.queries.removed_ids, task.queries.instance_ids, strict=True)
-        relevant = np.array([counts[instance] - (owner.get(gone) == instance) for gone, instance in pairs])
-    return chance_recall(len(task.gallery) - removed, int(k), relevant)
+def candidates(task: DomainTask) -> Candidates:
+    """Among how many images each query of a domain is ranked, and how many of them are right."""
+    queries, gallery = task.queries, task.gallery
+    owner: dict[str | None, str] = dict(zip(gallery.image_ids, gallery.instance_ids, strict=True))
+    removed = np.array([gone in owner for gone in queries.removed_ids], np.int64)
+    counts: dict[str, int] = {}
+    for instance in gallery.instance_ids:
+        counts[instance] = counts.get(instance, 0) + 1
+    pairs = zip(queries.removed_ids, queries.instance_ids, strict=True)
+    own = [counts[instance] - (owner.get(gone) == instance) for gone, instance in pairs]
+    further = queries.further_ids or [[]] * len(queries)
+    group = None
+    if queries.group_ids is not None:
+        members = zip(queries.group_ids, queries.removed_ids, strict=True)
+        group = np.array([len(set(ids) - {gone}) for ids, gone in members], np.int64)
+    return Candidates(
+        images=len(gallery) - removed,
+        instance=np.array(own, np.int64),
+        targets=np.array([1 + len(others) for others in further], np.int64),
+        group=group,
+    )
 
 
-def figures(results: Sequence[DomainResult], samples: int, seed: int) -> dict[str, Any]:
+def figures(
+    results: Sequence[DomainResult], samples: int, seed: int, benchmark: Benchmark = BUILT
+) -> dict[str, Any]:
     """Figures of every domain and over all: values, 95 % intervals by instance and by query, chance, baselines."""
-    names = (*METRICS, AVERAGE)
+    names = (*benchmark.metrics, AVERAGE)
     domains: dict[str, dict[str, Any]] = {
         r.task.domain: {
             "queries": len(r.task.queries),
@@ -79,7 +78,7 @@ def figures(results: Sequence[DomainResult], samples: int, seed: int) -> dict[st
                 "distractors": r.task.distractors,
                 "hash": r.task.gallery_hash,
             },
-            "metrics": {name: _measure(name, [r], samples, seed) for name in names},
+            "metrics": {name: _measure(name, [r], samples, seed, benchmark) for name in names},
         }
         for r in results
     }
@@ -88,11 +87,16 @@ def figures(results: Sequence[DomainResult], samples: int, seed: int) -> dict[st
         "queries": queries,
         "instances": sum(d["instances"] for d in domains.values()),
         "gallery": {"images": sum(len(r.task.gallery) for r in results)},
-        "metrics": {name: _measure(name, results, samples, seed) for name in names},
+        "metrics": {name: _measure(name, results, samples, seed, benchmark) for name in names},
     }
-    kept = any(r.task.queries.reference_kept for r in results)
-    protocol = PROTOCOL.format("kept" if kept else "removed")
-    return {"protocol": protocol, "domains": domains, "overall": overall, "beta": _beta(results)}
+    return {
+        "protocol": benchmark.rules,
+        "benchmark": benchmark.stated(),
+        "departures": benchmark.departures([r.task.found for r in results]),
+        "domains": domains,
+        "overall": overall,
+        "beta": _beta(results),
+    }
 
 
 def notes(data: Mapping[str, Any]) -> list[str]:
@@ -115,21 +119,24 @@ def notes(data: Mapping[str, Any]) -> list[str]:
             + ("; the interval over all is too narrow" if len(alone) < len(data["domains"]) else "")
         )
     said += [f"domain {name} is absent: {why}" for name, why in data.get("absent", {}).items()]
-    return [*said, *data.get("dataset", {}).get("notes", [])]
+    said += [f"{name} was not trained on: its figures are cross-domain" for name in data.get("unseen") or ()]
+    return [*said, *data.get("departures", []), *data.get("dataset", {}).get("notes", [])]
 
 
 def table(data: Mapping[str, Any]) -> list[str]:
     """The figures as lines of text: a row per domain and one over all."""
-    head = ["domain", "queries", "gallery", "R_ID@1", "R@1", "R@5"]
+    stated = stated_in(data)
+    shown = [name for name in stated["headline"] if name != AVERAGE]
+    head = ["domain", "queries", "gallery", *shown]
     head += ["chance*", "text-only*", "reference-only*"]
     rows = [head]
     parts = [*data["domains"].items(), ("all (macro)", data["overall"])]
     for name, part in parts:
         measures = part["metrics"]
         row = [name, f"{part['queries']:,}", f"{part['gallery']['images']:,}"]
-        row += [with_interval(measures[m]) for m in ("R_ID@1", "R@1", "R@5")]
+        row += [with_interval(measures[m]) for m in shown]
         row += [
-            " / ".join(percent(measures[m][kind]) for m in ("R_ID@1", "R@1"))
+            " / ".join(percent(measures[m][kind]) for m in shown[:2])
             for kind in ("chance", "text_only", "reference_only")
         ]
         rows.append(row)
@@ -144,8 +151,8 @@ def table(data: Mapping[str, Any]) -> list[str]:
     average = data["overall"]["metrics"][AVERAGE]
     return [
         *lines,
-        "percent (95 % interval, bootstrapped by instance); * R_ID@1 / R@1",
-        f"Avg of R_ID@1, R@1, R@5: {with_interval(average)}",
+        f"percent (95 % interval, bootstrapped by instance); * {' / '.join(shown[:2])}",
+        f"Avg of {', '.join(stated['averaged'])}: {with_interval(average)}",
         *(f"note: {text}" for text in notes(data)),
     ]
 
@@ -165,11 +172,12 @@ def with_interval(measure: Mapping[str, Any]) -> str:
 
 
 def _measure(
-    metric: str, results: Sequence[DomainResult], samples: int, seed: int
+    metric: str, results: Sequence[DomainResult], samples: int, seed: int, benchmark: Benchmark
 ) -> dict[str, float | None]:
     from training.metrics import cluster_bootstrap
 
-    values = np.concatenate([hits(metric, r.ranks) for r in results])
+    own = [benchmark.hits(metric, r.ranks) for r in results]
+    values = np.concatenate(own)
     strata = [r.task.domain for r in results for _ in r.task.queries.query_ids]
     clusters = [instance for r in results for instance in r.task.queries.instance_ids]
     low: float | None = None
@@ -179,14 +187,14 @@ def _measure(
         low, high = cluster_bootstrap(values, clusters, samples, seed, strata)
     low_by_query, high_by_query = cluster_bootstrap(values, None, samples, seed, strata)
     return {
-        "value": _macro([hits(metric, r.ranks) for r in results]),
+        "value": _macro(own),
         "low": low,
         "high": high,
         "low_by_query": low_by_query,
         "high_by_query": high_by_query,
-        "chance": float(np.mean([chance(metric, r.task) for r in results])),
-        "text_only": _blind(metric, [r.text_only for r in results]),
-        "reference_only": _blind(metric, [r.reference_only for r in results]),
+        "chance": float(np.mean([benchmark.chance(metric, r.candidates) for r in results])),
+        "text_only": _blind(metric, [r.text_only for r in results], benchmark),
+        "reference_only": _blind(metric, [r.reference_only for r in results], benchmark),
     }
 
 
@@ -194,9 +202,9 @@ def _macro(values: Sequence[Floats]) -> float:
     return float(np.mean([np.mean(v) for v in values]))
 
 
-def _blind(metric: str, ranks: Sequence[tuple[Ints, Ints] | None]) -> float | None:
+def _blind(metric: str, ranks: Sequence[Ranks | None], benchmark: Benchmark) -> float | None:
     known = [r for r in ranks if r is not None]
-    return _macro([hits(metric, r) for r in known]) if known and len(known) == len(ranks) else None
+    return _macro([benchmark.hits(metric, r) for r in known]) if known and len(known) == len(ranks) else None
 
 
 def _beta(results: Sequence[DomainResult]) -> dict[str, float] | None:

@@ -11,7 +11,9 @@ import pytest
 from pipelines.retrieval import summary
 from pipelines.retrieval.engine import Gallery, QuerySet, Ranking
 from pipelines.retrieval.inputs import DomainTask
-from pipelines.retrieval.summary import DomainResult
+from pipelines.retrieval.protocols.base import Ranks
+from pipelines.retrieval.protocols.oacirr import BUILT
+from pipelines.retrieval.summary import DomainResult, candidates
 
 
 def result(
@@ -32,8 +34,8 @@ def result(
         anchors=[],
     )
     target, instance = np.array([r[1] for r in ranks]), np.array([r[2] for r in ranks])
-    ranking = Ranking(target, instance, [[]] * count, [[]] * count)
-    last = (np.full(count, 9), np.full(count, 9))
+    ranking = Ranking(Ranks(target, instance), [[]] * count, [[]] * count)
+    last = Ranks(np.full(count, 9), np.full(count, 9))
     betas = [[float(n), float(n) + 2] for n in range(count)]
     lent = last if blind else None
     return DomainResult(DomainTask(domain, queries, gallery, "hash", 0), ranking, betas, lent, lent)
@@ -60,10 +62,10 @@ def test_recalls_per_domain_and_their_macro_mean() -> None:
 
 def test_chance_is_that_of_a_random_order_without_the_reference() -> None:
     # 10 images less the reference = 9 candidates, 4 of the instance
-    assert summary.chance("R@1", CAR.task) == pytest.approx(100 / 9)
-    assert summary.chance("R@5", CAR.task) == pytest.approx(500 / 9)
-    assert summary.chance("R_ID@1", CAR.task) == pytest.approx(400 / 9)
-    assert summary.chance("Avg", CAR.task) == pytest.approx((400 + 100 + 500) / 27)
+    assert BUILT.chance("R@1", CAR.candidates) == pytest.approx(100 / 9)
+    assert BUILT.chance("R@5", CAR.candidates) == pytest.approx(500 / 9)
+    assert BUILT.chance("R_ID@1", CAR.candidates) == pytest.approx(400 / 9)
+    assert BUILT.chance("Avg", CAR.candidates) == pytest.approx((400 + 100 + 500) / 27)
 
 
 def test_chance_where_each_image_is_its_own_instance_or_the_reference_is_kept() -> None:
@@ -72,12 +74,12 @@ def test_chance_where_each_image_is_its_own_instance_or_the_reference_is_kept() 
     ids = own.task.gallery.image_ids
     queries = dataclasses.replace(own.task.queries, instance_ids=["a/1", "b/1"])
     task = dataclasses.replace(own.task, queries=queries, gallery=Gallery("loose/test", ids, ids))
-    assert summary.chance("R_ID@1", task) == pytest.approx(100 / 9)
+    assert BUILT.chance("R_ID@1", candidates(task)) == pytest.approx(100 / 9)
     # kept: ten candidates, five of the instance
     kept = dataclasses.replace(CAR.task.queries, reference_kept=True)
     task = dataclasses.replace(CAR.task, queries=kept)
-    assert summary.chance("R@1", task) == pytest.approx(10)
-    assert summary.chance("R_ID@1", task) == pytest.approx(50)
+    assert BUILT.chance("R@1", candidates(task)) == pytest.approx(10)
+    assert BUILT.chance("R_ID@1", candidates(task)) == pytest.approx(50)
 
 
 def test_intervals_hold_the_value_and_are_wider_by_instance() -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks as declared objects: one small file a family."""
