@@ -84,11 +84,12 @@ def register(recipe: RegisterRecipe, context: Context) -> Outcome:
     origin = _origin(place)
     with tempfile.TemporaryDirectory(prefix="oacir-register-") as name:
         export = model_folder(place.url if place.run is None else place.run.url)
+        encoded = _galleries(recipe, context, place)
         packed = packaging.pack(
             export,
-            _galleries(recipe, context, place),
+            encoded,
             origin,
-            model_card(recipe.name, export, origin, evaluations),
+            model_card(recipe.name, export, origin, evaluations, encoded),
             place.token_types(None),
             Path(name) / "model",
             recipe.package,
@@ -136,8 +137,15 @@ def try_out(packed: Packed, names: Sequence[str] = ()) -> None:
         raise OacirError(f"{packed.folder}: the packed model gives an empty answer to its example")
 
 
-def model_card(name: str, export: Path, origin: Mapping[str, str], evaluations: Sequence[Version]) -> str:
-    """The export's own card, with where the model comes from, how it is used from a registry, and what was measured."""
+def model_card(
+    name: str,
+    export: Path,
+    origin: Mapping[str, str],
+    evaluations: Sequence[Version],
+    encoded: Sequence[Encoded] = (),
+) -> str:
+    """The export's own card, with where the model comes from, how it is used from a registry, what it ranks by name and
+    what was measured."""
     from training.card import FILE
 
     own = export / FILE
@@ -154,6 +162,10 @@ def model_card(name: str, export: Path, origin: Mapping[str, str], evaluations: 
         "```",
         "Loading needs MLflow and this package; requirements.txt pins what it was made with. No file is a pickle.",
     ]
+    if encoded:
+        lines += ["", "| gallery that came with it | images | benchmark (content hash) |", "|---|---|---|"]
+        lines += [f"| `{g.name}` | {len(g.image_ids):,} | `{g.dataset_hash}` |" for g in encoded]
+        lines += ["", f'Ranked with `params={{"gallery": "{encoded[0].name}", "top_k": 10}}`.']
     for evaluation in evaluations:
         figures = evaluation.manifest.figures
         lines += ["", f"### {figures['dataset']['name']}, {figures['split']}", ""]

@@ -179,6 +179,8 @@ def test_its_files_say_all_and_hold_no_pickle(scene: Scene, first: dict[str, Any
     assert f"`{run.parents['dataset']}`" in card
     assert f"`{run.content_hash}`" in card
     assert figures["domains"]["car"]["gallery"]["hash"][:12] in card
+    images = figures["domains"]["car"]["gallery"]["images"]
+    assert f"| `car/test` | {images:,} | `{run.parents['dataset']}` |" in card
     assert f"{figures['domains']['car']['metrics']['R_ID@1']['value']:.1f} (" in card
     assert version.tags["oacir.run"] == "adafocal/key"
     assert int(version.tags["oacir.size_bytes"]) == sum(p.stat().st_size for p in files)
