@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from infra.base import storage
+from infra.base.errors import OacirError
 from infra.base.spool import FOLDER, Spool, flattened
 from infra.base.teller import Teller
 from infra.base.tracking import PATIENCE_S, Tracker, send, shown, tracking_uri
@@ -33,6 +34,7 @@ class SweepLog:
         self.recipe, self.draft, self.uri = recipe, draft, uri
         self.tracker: Tracker | None = None
         self.failures: list[str] = []
+        """What could not be sent, a line each."""
         if uri is not None:
             section = recipe.train.tracking
             spool = Spool(storage.join(draft.url, FOLDER))
@@ -82,14 +84,41 @@ class SweepLog:
 
     def line(self) -> tuple[str, ...]:
         """Where the run is in MLflow, for the outcome."""
-        if self.tracker is None or self.tracker.run_id is None:
+        if self.tracker is None:
             return ()
-        return (f"MLflow run {self.tracker.run_id} at {shown(self.tracker.uri)}",)
+        found = self.tracker.run_id
+        where = () if found is None else (f"MLflow run {found} at {shown(self.tracker.uri)}",)
+        return (*where, *(f"warning: {failure}" for failure in self.failures))
 
     def close(self, status: str, patience_s: float = PATIENCE_S) -> None:
         """End the run; says what could not be sent."""
         if self.tracker is not None and (failure := self.tracker.close(status, patience_s)):
-            log.warning(failure)
+            self._fails(failure)
+
+    def send_trials(self) -> None:
+        """Send what the trials spooled and could not send: each gave up by itself, maybe long ago."""
+        if self.tracker is None or self.uri is None:
+            return
+        place, why, missing, trials = shown(self.uri), "", 0, 0
+        for _, spool in trial_spools(self.draft.url):
+            if len(spool.records) == spool.sent(place)[1]:
+                continue
+            try:
+                if not why:  # a server that is away is so for the next one, too
+                    send(spool, self.uri)
+            except OacirError as error:
+                why = str(error).partition(";")[0]
+            if left := len(spool.records) - spool.sent(place)[1]:
+                missing, trials = missing + left, trials + 1
+        if missing:
+            self._fails(
+                f"{missing:,} records of {trials} trial{'s' * (trials > 1)} are not in MLflow ({why});"
+                f" `oacir mlflow sync --runs {self.draft.url}` sends them"
+            )
+
+    def _fails(self, failure: str) -> None:
+        self.failures.append(failure)
+        log.warning(failure)
 
     def _logged_here(self, record: TrialRecord) -> bool:
         """Whether the run's own training stands under this sweep: it was killed between its end and ours."""
@@ -108,8 +137,9 @@ class SweepLog:
         tracker.tags({"oacir.run": place, "oacir.found": "true", "oacir.content_hash": record.run_hash})
         # where the sweep's own run waits for the server, every found trial would wait as long once more
         away = self.tracker is not None and self.tracker.error is not None
-        if failure := tracker.close("FINISHED", 0.0 if away else PATIENCE_S):
-            log.warning(failure)
+        tracker.close(
+            "FINISHED", 0.0 if away else PATIENCE_S
+        )  # what is left is sent with the other trials' rest
 
 
 def _results(teller: Teller, figures: Mapping[str, Any], page: str, content_hash: str, time_s: float) -> None:
@@ -177,3 +207,4 @@ def logged(recipe: SweepRecipe, draft: Draft, parents: Mapping[str, Version]) ->
         raise
     else:
         found.close("FINISHED")
+        found.send_trials()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import time
 from pathlib import Path
 
@@ -26,32 +26,55 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
-@pytest.mark.slow
-def test_a_found_trial_waits_no_minute_of_its_own_and_is_sent_by_the_command_that_is_named(
-    mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    recipe = sweep(SPACE, {"tracking": {"experiment": "away"}}, algorithm={"kind": "grid"})
-    draft = start("sweeps", "sweep", "key", recipe, root=str(tmp_path))
-    book = SweepLog(recipe, draft, SHUT)
+def away(book: SweepLog) -> None:
+    """Wait until it knows that its server is away."""
     assert book.tracker is not None
     deadline = time.monotonic() + 30
     while book.tracker.error is None and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_found_trial_waits_no_minute_of_its_own_and_is_sent_by_the_command_that_is_named(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    recipe = sweep(SPACE, {"tracking": {"experiment": "away"}}, algorithm={"kind": "grid"})
+    draft = start("sweeps", "sweep", "key", recipe, root=str(tmp_path))
+    book = SweepLog(recipe, draft, SHUT)
+    away(book)
     record = ended(0, {"training.seed": 0}, avg=1.0).model_copy(update={"found": True})
     write(draft.url, record)
     began = time.monotonic()
-    with caplog.at_level(logging.WARNING):
-        book.ended(record)
+    book.ended(record)
     assert time.monotonic() - began < 30
-    (said,) = [r.getMessage() for r in caplog.records if "are not in MLflow" in r.getMessage()]
-    place = said.partition("`oacir mlflow sync --runs ")[2].partition("`")[0]
     book.close("KILLED", 0.0)
-    context = Context(root=str(tmp_path))
-    sync(SyncRecipe(runs=[draft.url], mlflow_uri=mlflow_server.uri), context)
-    assert sync(SyncRecipe(runs=[place], mlflow_uri=mlflow_server.uri), context).figures["records"] == 0
-    assert (
-        Spool(f"{place}/{FOLDER}").sent(mlflow_server.uri)[1] == len(Spool(f"{place}/{FOLDER}").records) > 3
+    book.send_trials()
+    own, trials = book.line()
+    assert re.match(r"warning: \d of \d records are not in MLflow at http://127", own)
+    assert re.match(
+        r"warning: 6 records of 1 trial are not in MLflow \(MLflow at http://127.0.0.1:9: ", trials
     )
+    place = trials.partition("`oacir mlflow sync --runs ")[2].partition("`")[0]
+    outcome = sync(SyncRecipe(runs=[place], mlflow_uri=mlflow_server.uri), Context(root=str(tmp_path)))
+    assert outcome.figures["runs"] == 2
+    for _, spool in trial_spools(draft.url):
+        assert spool.sent(mlflow_server.uri)[1] == len(spool.records) == 6
+
+
+@pytest.mark.slow
+def test_what_a_trial_could_not_send_is_sent_at_the_end_of_the_sweep(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    recipe = sweep(SPACE, {"tracking": {"experiment": "back"}}, algorithm={"kind": "grid"})
+    draft = start("sweeps", "sweep", "key", recipe, root=str(tmp_path))
+    book = SweepLog(recipe, draft, mlflow_server.uri)
+    run = f"{tmp_path}/runs/small/0"
+    Spool(f"{run}/{FOLDER}").begin("back", "sweep 0", book.spool_id)
+    write(draft.url, ended(0, {"training.seed": 0}, avg=1.0).model_copy(update={"run": run}))
+    book.close("FINISHED")
+    book.send_trials()
+    assert Spool(f"{run}/{FOLDER}").sent(mlflow_server.uri)[1] == 1
+    assert [line.split()[:2] for line in book.line()] == [["MLflow", "run"]]
 
 
 def test_a_run_that_stands_under_another_sweep_goes_along_with_that_one(tmp_path: Path) -> None:
