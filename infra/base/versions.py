@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from infra.base import storage
 from infra.base.accounts import Account
@@ -42,6 +42,13 @@ class FileEntry(Config):
     sha256: str
     rows: int | None = None
     """Rows, for tables."""
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leads out of the version")
+        return path
 
 
 class Manifest(Config):

@@ -89,6 +89,17 @@ def test_times_of_earlier_code_and_finer_ones_sort_together(tmp_path: Path, firs
     assert versions.resolve(str(tmp_path), "datasets", "toy").manifest.key == "k1"
 
 
+@pytest.mark.parametrize("path", ["../../secret.parquet", "/etc/passwd", "table/../../x.parquet"])
+def test_a_manifest_that_names_a_file_outside_is_refused(tmp_path: Path, path: str) -> None:
+    version = finish(tmp_path, "k1")
+    (tmp_path / "secret.parquet").write_bytes(b"not yours")
+    manifest = json.loads(storage.read_bytes(version.path("manifest.json")))
+    manifest["files"].append({"path": path, "size_bytes": 9, "sha256": "0" * 64, "rows": 1})
+    storage.write_bytes(version.path("manifest.json"), json.dumps(manifest).encode())
+    with pytest.raises(VersionError, match=r"damaged manifest .*leads out of the version"):
+        versions.open_version(version.url)
+
+
 def test_a_damaged_manifest_stands_in_nobody_elses_way(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
