@@ -29,13 +29,16 @@ WORLD = {
 LOOSE = {"tau_valid": 3, "tau_high": 0.9999, "tau_centric": 0.9999, "tau_count": 3}
 
 
-def made(server: ChatServer, root: Path, name: str = "asked", **chat: Any) -> Version:
+def made(
+    server: ChatServer, root: Path, name: str = "asked", update: str | None = None, **chat: Any
+) -> Version:
     tree = {
         "name": name,
         "source": {"kind": "world", "world": WORLD},
         "thresholds": {"default": LOOSE, "domains": {"car": LOOSE | {"max_words": 25}}},
         "max_pairs_per_instance": 4,
         "images_per_part": 24,
+        "update": update,
         "annotator": "chat",
         "chat": {"base_url": server.url, "model": "m", "tries": 2, "concurrency": 8} | chat,
     }
@@ -112,3 +115,23 @@ def test_a_server_without_eyes_is_refused_before_a_single_pair(root: Path) -> No
         with pytest.raises(OacirError, match="m does not see the pictures"):
             made(server, root, name="blind")
         assert len(server.requests) == 1
+
+
+def test_an_update_takes_texts_over_while_model_prompts_and_options_are_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chat_server() as server:
+        first = made(server, root, name="first", cache=str(root / "first"))
+        asked = len(server.pairs)
+        # another cache: what is not asked was taken over, not found there
+        second = made(server, root, name="second", update=first.url, cache=str(root / "second"))
+        assert len(server.pairs) == asked
+        assert rows(second, "quadruples") == rows(first, "quadruples")
+        assert second.manifest.figures["taken_over"]["pairs"] == asked
+        changed = {"model": "n", "cache": str(root / "third")}
+        third = made(server, root, name="third", update=first.url, **changed)
+        assert third.manifest.figures["taken_over"]["pairs"] == 0
+        assert len(server.pairs) == 2 * asked
+        monkeypatch.setattr("pipelines.annotators.chat.prompts.prompts_hash", lambda: "other")
+        fourth = made(server, root, name="fourth", update=first.url, cache=str(root / "fourth"))
+        assert fourth.manifest.figures["taken_over"]["pairs"] == 0
