@@ -275,6 +275,10 @@ class AnnotateStage(Stage):
             rules[pair.pair_id] = rules_of(pair, asked[pair.pair_id], limit, names, kinds)
         beside = {fingerprint(a.text) for a in taken.values() if isinstance(a, Annotation)}
         held, tries = hold(writer, wanted, asked, rules, done.texts | beside, self.seed)
+        kept = [pair for pair in wanted if isinstance(held[pair.pair_id], Annotation)]
+        texts = [text for pair in kept if isinstance(text := held[pair.pair_id], Annotation)]
+        seen = writer.confirm(kept, texts, self.seed)
+        held |= {pair.pair_id: answer for pair, answer in zip(kept, seen, strict=True)}
         for domain, used in writer.used().items():
             counts.setdefault(domain, Counter()).update(used)
         if tries:

@@ -273,7 +273,7 @@ REASONS = frozenset(
         "missing_file", "missing_image", "target_is_reference", "outside_protocol",
         # quadruples
         "no_box", "no_difference", "text_too_long", "text_names_instance", "no_text", "text_wrong_language",
-        "text_names_image", "text_names_category", "text_repeats",
+        "text_names_image", "text_names_category", "text_repeats", "text_untrue", "text_not_separating",
         # quadruples, of a model that is asked: its answer is none, there is none, the object is not told by eye
         "bad_answer", "no_answer", "not_visual",
     }

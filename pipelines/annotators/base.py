@@ -98,6 +98,15 @@ class Annotator(Protocol):
         """One more answer for each pair whose text broke a rule; by default there is none, and the fault stands."""
         return list(faults)
 
+    def confirm(
+        self,
+        pairs: Sequence[PairToAnnotate],  # noqa: ARG002 - for those that look again
+        texts: Sequence[Annotation],
+        seed: int,  # noqa: ARG002
+    ) -> list[Annotation | Rejection]:
+        """Texts that the photos bear out, or why they do not; by default nobody looks again."""
+        return list(texts)
+
     def go_on(self, used: Mapping[str, int]) -> None:  # noqa: ARG002 - for those that pay
         """Told before each part what the parts that are done have used, as `used` counts it."""
         return

@@ -135,3 +135,26 @@ def test_an_update_takes_texts_over_while_model_prompts_and_options_are_the_same
         monkeypatch.setattr("pipelines.annotators.chat.prompts.prompts_hash", lambda: "other")
         fourth = made(server, root, name="fourth", update=first.url, cache=str(root / "fourth"))
         assert fourth.manifest.figures["taken_over"]["pairs"] == 0
+
+
+def test_with_a_check_texts_that_fit_both_photos_are_refused_and_accounted_for(root: Path) -> None:
+    def script(request: Any) -> str:
+        if "Turn the request" in request.text:
+            return json.dumps({"questions": ["Is it there?", "Is it dark?"]})
+        if "answer each question" in request.text:
+            bright = request.pictures[0].convert("L").resize((1, 1)).getpixel((0, 0)) > 120
+            return json.dumps({"answers": ["yes", "yes" if bright else "no"]})
+        return good(request)
+
+    with chat_server(script) as server:
+        version = made(server, root, name="checked", check={"min_yes": 1.0, "min_gap": 0.5})
+        looks = [r for r in server.pairs if "answer each question" in r.text]
+    queries, rejects = rows(version, "quadruples"), rows(version, "rejects/annotate")
+    assert queries
+    assert {r["reason"] for r in rejects} == {"text_untrue", "text_not_separating"}
+    checks = [json.loads(q["provenance"]["extra_json"])["check"] for q in queries]
+    assert checks == [{"questions": 2, "target": 1.0, "reference": 0.5}] * len(queries)
+    (account,) = version.manifest.accounts["annotate"]
+    assert account.kept + sum(account.rejected.values()) == account.taken_in == len(queries) + len(rejects)
+    assert all(len(r.pictures) == 1 for r in looks)
+    assert max(Counter(r.digest for r in server.pairs).values()) == 1

@@ -11,7 +11,16 @@ from typing import TypeVar
 
 from infra.base.errors import OacirError
 from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection
-from pipelines.annotators.chat.answers import Answer, Kept, LabelForm, TextForm, read_answer
+from pipelines.annotators.chat.answers import (
+    Answer,
+    Kept,
+    LabelForm,
+    LookForm,
+    QuestionsForm,
+    TextForm,
+    read_answer,
+)
+from pipelines.annotators.chat.check import MOST_QUESTIONS, shares, verdict
 from pipelines.annotators.chat.client import ChatClient, NoAnswer
 from pipelines.annotators.chat.options import ChatSetting
 from pipelines.annotators.chat.pictures import Pictures
@@ -20,9 +29,11 @@ from pipelines.annotators.chat.prompts import (
     again_question,
     instruction_hash,
     label_question,
+    look_question,
     pair_question,
     payload,
     question_key,
+    questions_question,
 )
 
 THREADS = 16
@@ -100,6 +111,32 @@ class ChatAnnotator(Annotator):
             made.append(new)
         return made
 
+    def confirm(
+        self, pairs: Sequence[PairToAnnotate], texts: Sequence[Annotation], seed: int
+    ) -> list[Annotation | Rejection]:
+        """See `Annotator`: with `check` the model says what a text wants to be seen, and looks for it in both photos."""
+        if self.options.check is None:
+            return list(texts)
+        told = [questions_question(p, t.text, seed) for p, t in zip(pairs, texts, strict=True)]
+        asked = [_questions(answer) for answer in self._ask(told)]
+        open_ones = [(p, q) for p, q in zip(pairs, asked, strict=True) if not isinstance(q, Rejection)]
+        looks = [look_question(p, s, q, seed) for p, q in open_ones for s in (p.target, p.reference)]
+        found = iter(self._ask(looks))
+        made: list[Annotation | Rejection] = []
+        for text, questions in zip(texts, asked, strict=True):
+            if isinstance(questions, Rejection):
+                made.append(questions)
+                continue
+            target, reference = (_looked(next(found), len(questions)) for _ in range(2))
+            if isinstance(target, Rejection) or isinstance(reference, Rejection):
+                made.extend([side for side in (target, reference) if isinstance(side, Rejection)][:1])
+                continue
+            yes = shares(target, reference)
+            extra = text.extra | {"check": {"questions": len(questions), **yes._asdict()}}
+            why = verdict(questions, target, reference, self.options.check)
+            made.append(why or replace(text, extra=extra))
+        return made
+
     def _question(self, pair: PairToAnnotate, seed: int) -> Question:
         return pair_question(pair, self.options, self.setting.words(pair.domain), seed)
 
@@ -162,18 +199,19 @@ class ChatAnnotator(Annotator):
         return asyncio.run(self._ask_all(questions)) if questions else []
 
     async def _ask_all(self, questions: Sequence[Question]) -> list[Answer | Rejection]:
-        found: dict[int, Answer | Rejection] = {}
-        waiting = iter(enumerate(questions))
+        found: dict[str, Answer | Rejection] = {}
+        keys = [question_key(question, self.options) for question in questions]
+        waiting = iter(dict(zip(keys, questions, strict=True)).items())  # equal ones are asked once
         stopped: list[OacirError] = []
 
         async def work() -> None:
-            for number, question in waiting:
+            for key, question in waiting:
                 if stopped:
                     return
                 try:
-                    found[number] = await self._answer(client, pool, question)
+                    found[key] = await self._answer(client, pool, key, question)
                 except NoAnswer as error:
-                    found[number] = Rejection("no_answer", str(error))
+                    found[key] = Rejection("no_answer", str(error))
                 except OacirError as error:  # the others in flight are paid for: they end, and are kept
                     stopped.append(error)
 
@@ -186,13 +224,14 @@ class ChatAnnotator(Annotator):
                     self._count(questions[0].domain, RETRIED, client.retries)
         if stopped:
             raise stopped[0]
-        return [found[n] for n in range(len(questions))]
+        return [found[key] for key in keys]
 
-    async def _answer(self, client: ChatClient, pool: ThreadPoolExecutor, question: Question) -> Answer:
+    async def _answer(
+        self, client: ChatClient, pool: ThreadPoolExecutor, key: str, question: Question
+    ) -> Answer:
         async def elsewhere(function: Callable[..., T], *args: object) -> T:
             return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
-        key = question_key(question, self.options)
         known = await elsewhere(self._kept.get, key)
         if known is not None:
             if known.paid_by == self.setting.benchmark:
@@ -240,3 +279,17 @@ class ChatAnnotator(Annotator):
                 f"budget: {money:,.2f} of chat.most_money = {most_money:,.2f} are spent ({spent}); raise it and run the"
                 " command again, answers so far are kept"
             )
+
+
+def _questions(answer: Answer | Rejection) -> list[str] | Rejection:
+    said = answer if isinstance(answer, Rejection) else read_answer(answer, QuestionsForm)
+    return said if isinstance(said, Rejection) else said.questions[:MOST_QUESTIONS]
+
+
+def _looked(answer: Answer | Rejection, questions: int) -> list[str] | Rejection:
+    said = answer if isinstance(answer, Rejection) else read_answer(answer, LookForm)
+    if isinstance(said, Rejection):
+        return said
+    if len(said.answers) != questions:
+        return Rejection("bad_answer", f"{len(said.answers)} answers to {questions} questions")
+    return list(said.answers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,6 +37,18 @@ class LabelForm(_Form):
     reasoning: str = ""
 
 
+class QuestionsForm(_Form):
+    """The answer to a text: what to look for."""
+
+    questions: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+
+class LookForm(_Form):
+    """The answer to questions about one photo."""
+
+    answers: list[Literal["yes", "no", "unclear"]]
+
+
 class Shape(_Form):
     """One drawing of the canary."""
 
@@ -51,7 +63,13 @@ class CanaryForm(_Form):
     second: Shape
 
 
-FORMS: dict[str, type[_Form]] = {"text": TextForm, "label": LabelForm, "canary": CanaryForm}
+FORMS: dict[str, type[_Form]] = {
+    "text": TextForm,
+    "label": LabelForm,
+    "canary": CanaryForm,
+    "questions": QuestionsForm,
+    "look": LookForm,
+}
 F = TypeVar("F", bound=_Form)
 
 

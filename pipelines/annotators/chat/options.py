@@ -33,6 +33,15 @@ class Price(Config):
     """Of a million completion tokens."""
 
 
+class CheckOptions(Config):
+    """Whether the photos bear a text out: the model's own answers to questions made from the text."""
+
+    min_yes: float = Field(0.75, ge=0.0, le=1.0)
+    """Least share of the questions that the target answers with yes."""
+    min_gap: float = Field(0.5, ge=0.0, le=1.0)
+    """By how much that share must be larger than the reference's."""
+
+
 class ChatOptions(Config):
     """A chat model behind an OpenAI-compatible server (vLLM, SGLang, TGI, a hosted one)."""
 
@@ -69,6 +78,8 @@ class ChatOptions(Config):
     """Most tokens that the texts of one benchmark may take; the build stops there and goes on when it is raised."""
     most_money: float | None = Field(None, gt=0.0)
     """Most money that they may cost; needs price."""
+    check: CheckOptions | None = None
+    """Ask, too, whether the photos bear each text out (three more requests for each); null = nobody looks again."""
     cache: str | None = None
     """Folder (local or s3://) that keeps every answer, so that none is paid twice; null = answers/ under the root."""
     may_name_category: tuple[str, ...] = ("car",)

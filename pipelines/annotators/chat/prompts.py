@@ -117,6 +117,21 @@ def label_question(pairs: Sequence[PairToAnnotate], options: ChatOptions, seed: 
     return Question((("user", parts),), "label", _seed(seed, pairs[0].instance_id), pairs[0].domain)
 
 
+def questions_question(pair: PairToAnnotate, text: str, seed: int) -> Question:
+    """What to look for in a photo that a text wants."""
+    asked = Template(_read("questions")).substitute(kind=pair.category, text=text)
+    return Question((("user", (asked,)),), "questions", _seed(seed, text), pair.domain)
+
+
+def look_question(
+    pair: PairToAnnotate, side: dict[str, Any], questions: Sequence[str], seed: int
+) -> Question:
+    """Questions about one photo of a pair."""
+    listed = "\n".join(f"{n}. {' '.join(q.split())}" for n, q in enumerate(questions, 1))
+    parts = (Template(_read("look")).substitute(questions=listed), _picture(side))
+    return Question((("user", parts),), "look", _seed(seed, side["image_id"]), pair.domain)
+
+
 def canary_text() -> str:
     """What the two drawings of the start are asked with."""
     return _read("canary")
