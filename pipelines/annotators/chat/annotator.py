@@ -114,7 +114,7 @@ class ChatAnnotator(Annotator):
     def confirm(
         self, pairs: Sequence[PairToAnnotate], texts: Sequence[Annotation], seed: int
     ) -> list[Annotation | Rejection]:
-        """See `Annotator`: with `check` the model says what a text wants to be seen, and looks for it in both photos."""
+        """See `Annotator`: with `check` the model says what a text wants to be seen and looks for it in both."""
         if self.options.check is None:
             return list(texts)
         told = [questions_question(p, t.text, seed) for p, t in zip(pairs, texts, strict=True)]
