@@ -69,7 +69,8 @@ class SweepLog:
         )
 
     def ended(self, record: TrialRecord) -> None:
-        """A trial that has ended: its figures at the step of its number; of one that was found, a run of its own."""
+        """A trial that has ended: its figures at the step of its number; of one that was found, a run of its own. Told
+        again, it is logged once."""
         if self.tracker is None or self.uri is None:
             return
         if record.figures:
@@ -129,6 +130,8 @@ class SweepLog:
     def _short(self, record: TrialRecord, uri: str) -> None:
         section = self.recipe.train.tracking
         spool = Spool(storage.join(self.draft.url, FOUND, f"{record.number:05d}", FOLDER))
+        if spool.ended is not None:
+            return
         name = f"{self.recipe.name} {record.number}"
         tracker = Tracker(spool, uri, section.experiment, name, self.spool_id)
         tracker.params(record.values)

@@ -217,6 +217,9 @@ def _run(plan: Plan, draft: Draft, context: Context, book: SweepLog) -> list[Tri
     records = read(draft.url)
     if recipe.retry_failed:
         records = [anew(record) for record in records]
+    for record in records:
+        if record.ended:  # a driver that was killed may have kept and not told it
+            book.ended(record)
     open_already = sum(not r.ended for r in records) or recipe.trials - len(records)
     replay = compares(recipe) and bool(open_already)
     waiting = open_trials(recipe, records, replay=replay)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import MlflowServer
+from small_benchmark import write_benchmark
 from small_sweep import ended, sweep
 
 from infra.base.command import Context
@@ -16,6 +17,7 @@ from infra.base.versions import start
 from infra.ops.mlflow_sync import SyncRecipe, sync
 from tuning.logged import SweepLog, trial_spools
 from tuning.records import write
+from tuning.sweep import Plan, _run
 
 SPACE = {"training.seed": {"kind": "grid", "values": [0]}}
 SHUT = "http://127.0.0.1:9"
@@ -75,6 +77,26 @@ def test_what_a_trial_could_not_send_is_sent_at_the_end_of_the_sweep(
     book.send_trials()
     assert Spool(f"{run}/{FOLDER}").sent(mlflow_server.uri)[1] == 1
     assert [line.split()[:2] for line in book.line()] == [["MLflow", "run"]]
+
+
+@pytest.mark.slow
+def test_a_trial_that_a_killed_driver_kept_and_did_not_tell_is_told_once(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    recipe = sweep(SPACE, {"tracking": {"experiment": "kept"}}, algorithm={"kind": "grid"})
+    draft = start("sweeps", "sweep", "key", recipe, root=str(tmp_path))
+    write(draft.url, ended(0, {"training.seed": 0}, avg=1.0).model_copy(update={"found": True}))
+    plan = Plan(recipe, write_benchmark(tmp_path, identities=6), None, "key", 1)
+    counts = []
+    for _ in range(2):
+        book = SweepLog(recipe, draft, mlflow_server.uri)
+        assert [r.number for r in _run(plan, draft, Context(root=str(tmp_path)), book)] == [0]
+        book.close("FINISHED")
+        told = [r for r in Spool(draft.path(FOLDER)).records if r["kind"] == "metrics"]
+        assert [(r["group"], r["step"], r["values"]) for r in told] == [("trial", 0, {"trial/avg": 1.0})]
+        ((_, short),) = trial_spools(draft.url)
+        counts.append(len(short.records))
+    assert counts == [6, 6]
 
 
 def test_a_run_that_stands_under_another_sweep_goes_along_with_that_one(tmp_path: Path) -> None:
