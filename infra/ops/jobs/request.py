@@ -47,6 +47,8 @@ class Request:
     entrypoint: str
     environment: Mapping[str, Any]
     """Ray's runtime environment, without the working directory."""
+    handed_on: tuple[str, ...]
+    """Variables of this process that the job gets."""
     package: Package
     warnings: tuple[str, ...]
 
@@ -104,6 +106,7 @@ def make_request(
         # exec: the shell passes signals and the exit code on
         entrypoint=f"exec {shlex.join([recipe.python, '-m', 'infra.cli', *_words(command, config)])}",
         environment=environment,
+        handed_on=tuple(handed),
         package=package,
         warnings=tuple(_only_here(command, package, folder)),
     )

@@ -90,7 +90,7 @@ def _plan(
         "packages": "the machines' own"
         if recipe.environment.kind == "none"
         else f"{recipe.environment.kind} installs",
-        "variables": ", ".join(sorted(request.environment["env_vars"])),
+        "variables": ", ".join(request.handed_on) or "none of this shell's",
         "machines": str(needed),
         "time": time,
         "money": "not told: it takes hours, workers and prices (--prices.gpu_hour, --prices.cpu_hour)"

@@ -15,7 +15,7 @@ from infra.ops.jobs.cluster import Cluster
 from infra.ops.jobs.config import SubmitRecipe
 from infra.ops.jobs.follow import JobFailedError, ended
 from infra.ops.jobs.request import Request, make_request
-from infra.ops.jobs.submit import _attempt
+from infra.ops.jobs.submit import _attempt, _plan
 from infra.ops.jobs.verbs import find_job
 
 
@@ -141,3 +141,22 @@ def test_a_wrong_recipe_is_refused_before_anything_is_asked(capsys: pytest.Captu
     assert "evaluation" in capsys.readouterr().err
     assert cli.main(["submit", "--address", "http://127.0.0.1:1", "train", "--root", "s3://b/r"]) == 2
     assert "train needs a recipe" in capsys.readouterr().err
+
+
+def test_what_is_said_before_it_is_submitted(tmp_path: Path) -> None:
+    words = ["train", "--config", "tiny", "--scaling.workers", "4", "--root", "s3://b/r"]
+    recipe = SubmitRecipe.model_validate(
+        {"estimate": False, "expected_hours": 2.5, "prices": {"cpu_hour": 0.2}}
+    )
+    command = cli._command(cli._parse(words))
+    request = make_request(recipe, command, {"AWS_REGION": "eu-west-1", "HOME": "/home/me"}, tmp_path)
+    lines, figures = _plan(recipe, command, request, cluster(), "oacir-train-x")
+    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert told["cluster"] == "http://c:8265 (Ray 2.60.0)"
+    assert told["variables"] == "AWS_REGION"
+    assert told["machines"] == "4 workers of 1 CPU, 4 CPU in all"
+    assert (told["time"], told["money"]) == ("2.5 hours, as you expect", "2.00 USD")
+    assert told["code"].split()[1:3] == ["MiB", "in"]
+    assert (figures["hours"], figures["money"], figures["workers"]) == (2.5, pytest.approx(2.0), 4)
+    untold, _ = _plan(SubmitRecipe(estimate=False), command, request, cluster(), "oacir-train-x")
+    assert untold[-1].startswith("money      not told: it takes hours, workers and prices")
