@@ -282,6 +282,21 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
             for d, n in sorted(images.items())
         ),
     ]
+    if recipe.grounding is not None:
+        lines.append(
+            f"boxes of photos without one: {recipe.grounding.model}, from {recipe.grounding.min_score:g}"
+        )
+    if recipe.chat is not None:
+        c = recipe.chat
+        bounds = [
+            f"{c.most_tokens:,} tokens" if c.most_tokens else "",
+            f"{c.most_money:,.2f}" if c.most_money else "",
+        ]
+        most = " and ".join(filter(None, bounds)) or "without a bound"
+        each = 4 if c.check else 1
+        lines.append(
+            f"texts: {c.model} at {c.base_url}, {each} to {each + 1} requests a pair, {c.concurrency} at once; {most}"
+        )
     return Outcome(
         "plan only, nothing was made", figures={"images": dict(images), "parts": parts}, details=tuple(lines)
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipelines.annotators.base import Rejection, check_text, flat
 from pipelines.annotators.words import FILLERS, FUNCTION_WORDS, KINDS, PLACES_TOO
@@ -83,14 +84,17 @@ def other_language(text: str) -> str | None:
     return None
 
 
-def kind_names(category: str, more: Iterable[str] = ()) -> frozenset[str]:
+_KINDS = tuple(frozenset(map(flat, kind)) for kind in KINDS)
+
+
+@lru_cache(maxsize=4096)  # asked for every pair of an instance
+def kind_names(category: str, more: tuple[str, ...] = ()) -> frozenset[str]:
     """Every way to name a kind of object, flat, singular and plural: the category, its last word, their synonyms."""
     said = [flat(category), *map(flat, more)]
     heads = {phrase.split()[-1] for phrase in said if phrase}
     names = {phrase for phrase in said if phrase} | {head for head in heads if head not in PLACES_TOO}
     names = {name for name in names if not name.isdigit()}
-    for kind in KINDS:
-        same = {flat(name) for name in kind}
+    for same in _KINDS:
         if any(form in same for name in [*said, *heads] for form in _forms(name)):
             names |= same - PLACES_TOO
     return frozenset(form for name in names for form in _forms(name))

@@ -13,6 +13,7 @@ from chat_server import ChatServer, chat_server, content, good
 from without_ray import run_stages_here
 
 from infra.base.command import Context
+from infra.base.config import load_recipe
 from infra.base.errors import OacirError
 from infra.base.versions import Version, open_version
 from pipelines.annotators.chat.prompts import instruction_hash, prompts_hash
@@ -135,6 +136,16 @@ def test_an_update_takes_texts_over_while_model_prompts_and_options_are_the_same
         monkeypatch.setattr("pipelines.annotators.chat.prompts.prompts_hash", lambda: "other")
         fourth = made(server, root, name="fourth", update=first.url, cache=str(root / "fourth"))
         assert fourth.manifest.figures["taken_over"]["pairs"] == 0
+
+
+def test_the_plan_says_who_is_asked_and_asks_nobody(root: Path) -> None:
+    more = [("annotator", "chat"), ("chat.base_url", "http://127.0.0.1:1/v1"), ("chat.model", "m")]
+    recipe = load_recipe(
+        BuildRecipe, "world", [*more, ("chat.most_tokens", "5000"), ("grounding.model", "d")]
+    )
+    lines = build(recipe, Context(root=str(root), dry_run=True)).details
+    assert "texts: m at http://127.0.0.1:1/v1, 1 to 2 requests a pair, 16 at once; 5,000 tokens" in lines
+    assert "boxes of photos without one: d, from 0.3" in lines
 
 
 def test_with_a_check_texts_that_fit_both_photos_are_refused_and_accounted_for(root: Path) -> None:

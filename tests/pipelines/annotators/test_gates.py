@@ -69,7 +69,7 @@ def test_names_of_a_kind() -> None:
     assert {"category", "categories"} <= kind_names("Category")
     assert {"watch", "watches", "wristwatch"} <= kind_names("watch")
     assert {"kettles", "teapot"} <= kind_names("clay kettle")
-    assert "smartphone" in kind_names("thing", ["mobile phone"])
+    assert "smartphone" in kind_names("thing", ("mobile phone",))
     assert not kind_names("12")
     assert named("many dresses hang there", kind_names("dress")) == "dresses"
     assert named("it is dressed up", kind_names("dress")) is None
