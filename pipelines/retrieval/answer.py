@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from infra.base import storage, versions
 from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
-from infra.base.progress import Progress
 from pipelines.gallery import gallery_hash
-from pipelines.retrieval.baselines import chunks
 from pipelines.retrieval.config import AnswerRecipe
-from pipelines.retrieval.engine import Encoder, Floats, Gallery, QuerySet, encode_queries, score, top
+from pipelines.retrieval.engine import Encoder, Gallery, QuerySet, encode_queries, score
 from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_model, image_sizes, require_features
+from pipelines.retrieval.search import search
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ANSWERS, SUBSET_ANSWERS = 50, 3
 SERVERS = {"cirr": "test1", "circo": "test"}
@@ -43,26 +45,23 @@ def answer(recipe: AnswerRecipe, context: Context) -> Outcome:
             f"would answer {len(queries):,} queries of {dataset.url} in {storage.absolute(folder)}"
         )
 
-    import torch
-
+    from training.model.adafocal import AdaFocalModel
     from training.stores import joined
 
     model, processor = place.load(with_tower=False)
     stores = require_features(context.root, recipe.features, place, dataset, processor)
     encoder = Encoder(model, processor, StoreTokens(joined(stores)), recipe.encode_batch_size)
-    targets = torch.cat(list(encoder.targets(gallery.image_ids)))
+    if type(model).score is not AdaFocalModel.score:
+        raise OacirError(
+            f"{place.url}: {type(model).__name__} scores otherwise than by the best of a set of vectors, which is"
+            " all that answer can rank by"
+        )
     vectors, _ = encode_queries(encoder, encoder.prepare(queries))
-    ranked: list[list[int]] = []
-    subset: list[list[int]] = []
-    with Progress("answer", len(queries), "queries") as progress:
-        for rows in chunks(len(queries), recipe.queries_per_chunk):
-            scores = score(encoder.model.score, vectors[rows], targets)
-            removed = queries.removed_ids[rows]
-            ranked += top(scores, gallery, removed, ANSWERS)[0]
-            if groups is not None:
-                subset += _top_of_groups(scores, gallery, removed, groups[rows])
-            progress.update(len(removed))
-    files = answers(kind, queries.query_ids, gallery.image_ids, ranked, subset)
+    column_of = {image_id: column for column, image_id in enumerate(gallery.image_ids)}
+    removed = np.array([-1 if i is None else column_of.get(i, -1) for i in queries.removed_ids])
+    best = search(vectors, encoder.targets(gallery.image_ids), ANSWERS, removed)
+    subset = [] if groups is None else _top_of_groups(encoder, vectors, gallery, queries.removed_ids, groups)
+    files = answers(kind, queries.query_ids, gallery.image_ids, best.rows()[0], subset)
     for name, content in files.items():
         storage.write_bytes(storage.join(folder, name), json.dumps(content).encode())
     url = storage.absolute(folder)
@@ -158,13 +157,20 @@ def _check_gallery(figures: Mapping[str, Any], gallery: Gallery, url: str) -> No
 
 
 def _top_of_groups(
-    scores: Floats, gallery: Gallery, removed: Sequence[str | None], groups: Sequence[Sequence[str]]
+    encoder: Encoder,
+    vectors: Tensor,
+    gallery: Gallery,
+    removed: Sequence[str | None],
+    groups: Sequence[Sequence[str]],
 ) -> list[list[int]]:
     """Columns of the best of each query's group, its reference left out; ties by image_id."""
+    import torch
+
     column_of = {image_id: column for column, image_id in enumerate(gallery.image_ids)}
+    targets = torch.cat(list(encoder.targets(gallery.image_ids)))
     found = []
-    for row, gone, group in zip(scores, removed, groups, strict=True):
-        columns = np.array(sorted(column_of[i] for i in {*group} - {gone}))
-        order = np.argsort(-row[columns], kind="stable")[:SUBSET_ANSWERS]
-        found.append([int(c) for c in columns[order]])
+    for vector, gone, group in zip(vectors, removed, groups, strict=True):
+        columns = sorted(column_of[i] for i in {*group} - {gone})
+        scores = score(encoder.model.score, vector[None], targets[columns])[0]
+        found.append([columns[n] for n in np.argsort(-scores, kind="stable")[:SUBSET_ANSWERS]])
     return found
