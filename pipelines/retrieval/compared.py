@@ -20,6 +20,13 @@ class Compared:
     evaluation: Version
     run: Version | None
     """None for a model that no run of this root or of the recorded place made."""
+    seed_of: str | None = None
+    """The label that several evaluations share: seeds of one model."""
+
+    @property
+    def model(self) -> str:
+        """What this evaluation is one seed of; its own label where it stands alone."""
+        return self.seed_of or self.label
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -65,8 +72,9 @@ def compare(root: str, references: Sequence[str], labels: Sequence[str] | None) 
             name,
             v,
             find_parent(root, "runs", v.manifest.parents["model"], v.manifest.figures["model"]["url"]),
+            None if labels is None else given,
         )
-        for name, v in zip(_distinct(names), found, strict=True)
+        for name, given, v in zip(_distinct(names), names, found, strict=True)
     ]
 
 

@@ -56,8 +56,6 @@ class AnswerRecipe(Config):
     """The feature store of the dataset's images; null finds the one of this model and dataset under the root."""
     encode_batch_size: Positive = 256
     """Images or queries per forward."""
-    queries_per_chunk: Positive = 256
-    """Queries ranked at a time; only memory depends on it, never a rank."""
 
 
 class QueryRecipe(Config):
@@ -104,7 +102,8 @@ class ReportRecipe(Config):
     evaluations: Annotated[list[str], Field(min_length=1)]
     """Evaluations (path or URL, name/key, or name: the newest of it), in the order of the page."""
     labels: list[str] | None = None
-    """What the page calls the models, in the order of the evaluations; null takes the evaluations' names."""
+    """What the page calls the models, in the order of the evaluations; null takes the evaluations' names. One label
+    given several times names seeds of one model, which are then compared as such."""
     title: str = "Object-anchored composed image retrieval"
     """Heading of the page."""
     queries: Annotated[int, Field(ge=0, le=100)] = 20

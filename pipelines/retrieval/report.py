@@ -14,6 +14,7 @@ from infra.base.versions import Version, list_versions
 from pipelines.retrieval.attention import looks
 from pipelines.retrieval.compared import Compared, compare, dataset_of
 from pipelines.retrieval.config import ReportRecipe
+from pipelines.retrieval.differences import differences
 from pipelines.retrieval.examples import SHOWN, cards
 from pipelines.retrieval.protocols.base import AVERAGE
 from pipelines.retrieval.protocols.known import stated_in
@@ -53,6 +54,7 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
         notes=sorted({note for one in compared for note in one.figures["notes"]}),
         headline_chart=_headline_chart(compared),
         headline=_headline(compared),
+        differences=differences(dataset, compared, recipe.seed),
         by_domain=_by_domain(compared),
         every=_every_figure(compared),
         training=_training_charts(compared),

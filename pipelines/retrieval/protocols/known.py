@@ -45,6 +45,11 @@ def benchmark_of(dataset: Version, split: str) -> Benchmark:
     return declared
 
 
+def declared_in(figures: Mapping[str, Any]) -> Benchmark:
+    """The benchmark that an evaluation was measured by."""
+    return BENCHMARKS.get(stated_in(figures)["name"], BUILT)
+
+
 def stated_in(figures: Mapping[str, Any]) -> Mapping[str, Any]:
     """What an evaluation says of its benchmark (`Benchmark.stated`); one made before it was said: OACIRR's rules."""
     stated: Mapping[str, Any] = figures.get("benchmark") or BUILT.stated()
