@@ -50,9 +50,7 @@ class Ledger(tune.Callback):
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:
         """A trial begins, or begins again after its process was lost."""
-        number, values = trial.config["trial"]["number"], trial.config["trial"]["values"]
-        if number not in self.records:
-            self._keep(TrialRecord(number=number, values=values))
+        self._of(trial)
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A dev measurement, or the end."""
@@ -97,7 +95,11 @@ class Ledger(tune.Callback):
             orphans.remove()
 
     def _of(self, trial: Any) -> TrialRecord:
-        return self.records[trial.config["trial"]["number"]]
+        """Its record, begun here: a process may be lost before Tune says that the trial starts."""
+        number, values = trial.config["trial"]["number"], trial.config["trial"]["values"]
+        if number not in self.records:
+            self._keep(TrialRecord(number=number, values=values))
+        return self.records[number]
 
     def _keep(self, record: TrialRecord) -> None:
         self.records[record.number] = record

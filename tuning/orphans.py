@@ -23,7 +23,9 @@ def remove() -> int:
     for raw in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(raw)
         gone = group.state == PlacementGroupTableData.REMOVED
-        if not gone and group.creator_actor_dead and not group.is_detached:
+        # what the driver made has no creating actor, and Ray counts that as one that is dead
+        of_actor = not ray.ActorID(group.creator_actor_id).is_nil()
+        if not gone and of_actor and group.creator_actor_dead and not group.is_detached:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
             removed += 1
     if removed:

@@ -132,7 +132,7 @@ def test_a_trial_whose_process_is_lost_begins_again_where_it_was(tmp_path: Path)
     prepared(tmp_path, [0, 2], workers=2)  # who take all CPUs, so that none may stay reserved
     command = Command(tmp_path)
     command.wait_for(lambda known: known and len(known[0].readings) > 1)
-    (driver,) = [p for p in command.family() if "Trial" in " ".join(p.cmdline())]
+    (driver,) = [p for p in command.family() if "Trainable" in " ".join(p.cmdline())]
     driver.kill()
     code, outcome, complaint = command.end()
     assert code == 0, complaint
