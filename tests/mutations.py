@@ -49,6 +49,9 @@ TOWERS = "tests/training/model/test_vision.py"
 SPRC = "tests/training/model/test_sprc.py"
 JUDGED = "tests/tuning/test_judged.py"
 ENGINE = "tests/pipelines/retrieval/test_engine.py"
+ASKING = "tests/pipelines/annotators/chat/test_annotator.py"
+CANARY = "tests/pipelines/annotators/chat/test_canary.py"
+CHAT_CLIENT = "tests/pipelines/annotators/chat/test_client.py"
 
 ADAFOCAL = "training/model/adafocal.py"
 CAAM = "training/model/caam.py"
@@ -676,6 +679,74 @@ MUTATIONS = (
         "widths = [(m.high - m.low) / 2",
         "widths = [(m.high - m.low)",
         ("tests/tuning/test_report.py",),
+    ),
+    # Asking a chat model
+    Mutation(
+        "both photos of a pair sent in the wrong order",
+        "pipelines/annotators/chat/prompts.py",
+        """        _picture(pair.reference),
+        "Wanted photograph:",
+        _picture(pair.target),""",
+        """        _picture(pair.target),
+        "Wanted photograph:",
+        _picture(pair.reference),""",
+        (ASKING,),
+    ),
+    Mutation(
+        "the canary content with an answer that never changes",
+        "pipelines/annotators/chat/canary.py",
+        "for order in ((0, 1), (1, 0)):",
+        "for order in ((0, 1), (0, 1)):",
+        (CANARY,),
+    ),
+    Mutation(
+        "kept answers addressed without the photos",
+        "pipelines/annotators/chat/prompts.py",
+        'f"sha256:{p.sha256}"',
+        '"sha256:"',
+        (ASKING,),
+    ),
+    Mutation(
+        "the budget forgets the parts that are done",
+        "pipelines/annotators/chat/annotator.py",
+        "total = sum(self._used.values(), self._before.copy())",
+        "total = sum(self._used.values(), Counter[str]())",
+        (ASKING,),
+    ),
+    Mutation(
+        "what a killed run paid for is not counted",
+        "pipelines/annotators/chat/annotator.py",
+        "if known.paid_by == self.setting.benchmark:",
+        "if not known.paid_by:",
+        (ASKING,),
+    ),
+    Mutation(
+        "Retry-After heard by one request alone",
+        "pipelines/annotators/chat/client.py",
+        "self._not_before = max(self._not_before, time.monotonic() + wait_s)",
+        "self._not_before = 0.0",
+        (CHAT_CLIENT,),
+    ),
+    Mutation(
+        "texts of other parts may be repeated",
+        "pipelines/annotate.py",
+        "done.texts | beside",
+        "beside",
+        ("tests/pipelines/test_build_chat.py::test_the_same_text_for_all_pairs_is_kept_once_over_all_parts",),
+    ),
+    Mutation(
+        "a second text not held against the gates",
+        "pipelines/gating.py",
+        "still = _judge(again, second, rules, seen)",
+        "still = _judge([], second, rules, seen)",
+        ("tests/pipelines/test_gating.py",),
+    ),
+    Mutation(
+        "a detector's box on the photo as it is decoded, not on the whole one",
+        "pipelines/annotators/grounder.py",
+        "for place, score, size in zip(boxes, scores.cpu().tolist(), sizes, strict=True)",
+        "for place, score, size in zip(boxes, scores.cpu().tolist(), [p.size for p in photos], strict=True)",
+        ("tests/pipelines/annotators/test_grounder.py",),
     ),
 )
 

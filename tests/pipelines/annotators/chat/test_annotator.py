@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 from chat_server import Request, chat_server, content, good, good_text
+from PIL import Image
 
 from infra.base.errors import OacirError
 from pipelines.annotators.base import Annotation, PairToAnnotate, Rejection
@@ -52,6 +54,10 @@ def test_a_pair_is_asked_with_both_photos_in_order_and_becomes_a_text(
     shown = {tuple(p.tobytes() for p in r.pictures) for r in server.requests}
     assert len(shown) == 6
     assert {pair[::-1] for pair in shown} == shown
+    asked = by_seed[annotator._question(pairs[0], 7).seed]
+    for shown_one, side in zip(asked.pictures, (pairs[0].reference, pairs[0].target), strict=True):
+        wanted = Image.open(side["uri"]).resize((32, 32), Image.Resampling.BICUBIC)
+        assert np.abs(np.asarray(shown_one, float) - np.asarray(wanted, float)).mean() < 30
     first = answers[0]
     assert isinstance(first, Annotation)
     assert (first.annotator, first.model, first.box) == ("chat", "scripted-1", (0.0, 12.0, 24.0, 48.0))
@@ -83,6 +89,18 @@ def test_what_was_answered_is_never_asked_again(make_annotator: Make, make_pairs
     # nor does it need the server
     server_is_gone = make_annotator(server.url)
     assert server_is_gone.annotate(pairs, 0) == answers
+
+
+def test_a_photo_of_other_bytes_is_another_question(make_annotator: Make, make_pairs: Pairs) -> None:
+    pairs = make_pairs(3)
+    with chat_server() as server:
+        make_annotator(server.url).annotate(pairs, 0)
+        other = make_pairs(2, name="another one")
+        assert other[0].reference["sha256"] != pairs[0].reference["sha256"]
+        changed = {k: other[0].reference[k] for k in ("uri", "sha256")}
+        pairs[0].reference.update(changed)  # the photo of four of the six pairs
+        make_annotator(server.url).annotate(pairs, 0)
+    assert len(server.requests) == 6 + 4
 
 
 def test_bad_answers_are_rows_with_what_the_model_said(make_annotator: Make, make_pairs: Pairs) -> None:
