@@ -4,7 +4,9 @@ BIN := .venv/bin
 PYTEST_WORKERS ?= 2
 SOURCES := infra pipelines training tuning benchmarks tests
 
-.PHONY: demo test check lint types layers long mutations bench drills clean help
+CLUSTER ?= oacir-data
+
+.PHONY: cluster cluster-stop demo test check lint types layers long mutations bench drills clean help
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +22,12 @@ help:  ## this list
 
 demo: .venv  ## the whole way on a procedural world: photos → benchmark → features → training → evaluation → report
 	$(BIN)/oacir demo
+
+cluster: .venv  ## S3, MLflow, a Ray head and two nodes as plain processes of this machine, until Ctrl-C; says how to use them
+	$(BIN)/oacir site start --root $(CLUSTER)
+
+cluster-stop: .venv  ## ends them, also where the start was killed
+	$(BIN)/oacir site stop --root $(CLUSTER)
 
 # A file's tests stay in one process, which makes what they share once; the files with the longest tests come first.
 test: .venv  ## all tests but the long ones

@@ -190,6 +190,20 @@ VERBS: dict[str, Verb] = {
         "infra.ops.mlflow_sync:sync",
         no_out=MAKES_NOTHING,
     ),
+    "site start": Verb(
+        "S3, MLflow and a Ray cluster of this machine as plain processes, until Ctrl-C",
+        "infra.ops.site.site:StartRecipe",
+        "infra.ops.site.site:start",
+        no_out=MAKES_NOTHING,
+        here_alone=A_SERVER,
+    ),
+    "site stop": Verb(
+        "end them, also where the start was killed",
+        "infra.ops.site.site:StopRecipe",
+        "infra.ops.site.site:stop",
+        no_out=MAKES_NOTHING,
+        here_alone=A_SERVER,
+    ),
     "runs list": Verb(
         "trainings: finished or how far, and what they reached on dev",
         "infra.ops.runs:ListRecipe",
@@ -258,6 +272,7 @@ FAMILIES: dict[str, str] = {
     "mlflow": "tracking server and what it lacks",
     "registry": "registered models and their champions",
     "runs": "trainings under the root",
+    "site": "a small production set-up of this machine",
 }
 """First words of the verbs of two words, with their one-line help."""
 SWITCHES = ("json", "dry-run", "debug")

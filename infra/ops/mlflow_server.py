@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Self
@@ -23,8 +22,9 @@ from infra.base.command import Context, Outcome
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from infra.base.progress import announce
+from infra.ops.processes import serving, tail, told_to_end
 
-START_S, STOP_S, POLL_S = 180.0, 20.0, 0.2
+START_S, POLL_S = 180.0, 0.2
 LOG, DATABASE, ARTIFACTS = "server.log", "mlflow.db", "artifacts"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -105,7 +105,7 @@ def start(recipe: StartRecipe, context: Context) -> Outcome:
     log = folder / LOG
     # a command line is shown to every user of a machine, and a database's URI may hold its password
     variables = environment(os.environ) | {"MLFLOW_BACKEND_STORE_URI": database}
-    with _serving(command, log, variables) as server, _told_to_end() as told:
+    with serving(command, log, variables) as server, told_to_end() as told:
         _wait_for(uri, server, log, told)
         announce(
             f"MLflow serves at {uri} (database and log in {folder}, artifacts in {artifacts}); Ctrl-C ends it"
@@ -113,7 +113,7 @@ def start(recipe: StartRecipe, context: Context) -> Outcome:
         while server.poll() is None and not told:
             time.sleep(POLL_S)
         if not told:
-            raise OacirError(f"{uri}: the server ended by itself with {server.returncode}; {_tail(log)}")
+            raise OacirError(f"{uri}: the server ended by itself with {server.returncode}; {tail(log)}")
     return Outcome(
         f"ended the server of {uri}; the same command starts it again: {folder}", str(folder), figures
     )
@@ -154,44 +154,6 @@ def _free_port(recipe: StartRecipe) -> int:
         return int(probe.getsockname()[1])
 
 
-@contextmanager
-def _serving(
-    command: list[str], log: Path, variables: Mapping[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The server in a session of its own, so that it ends as a whole and hears no Ctrl-C but ours."""
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=dict(variables), start_new_session=True
-        )
-        try:
-            yield server
-        finally:
-            _end(server)
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        server.wait(STOP_S)
-    with suppress(ProcessLookupError):  # also what its first process left behind
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
-
-
-@contextmanager
-def _told_to_end() -> Iterator[list[int]]:
-    """A list that is empty until this process is told to end."""
-    told: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda got, _: told.append(got)) for number in signals]
-    try:
-        yield told
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
 def _wait_for(uri: str, server: subprocess.Popen[bytes], log: Path, told: list[int]) -> None:
     end = time.monotonic() + START_S
     while not told and server.poll() is None and time.monotonic() < end:
@@ -201,12 +163,7 @@ def _wait_for(uri: str, server: subprocess.Popen[bytes], log: Path, told: list[i
         time.sleep(POLL_S)
     if not told:
         how = "did not answer" if server.poll() is None else f"ended with {server.returncode}"
-        raise OacirError(f"{uri}: the server {how}; {_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return f"its log {log} ends with: " + " ".join(" ".join(lines[-8:]).split())[-400:]
+        raise OacirError(f"{uri}: the server {how}; {tail(log)}")
 
 
 def _without_password(uri: str) -> str:
