@@ -25,7 +25,7 @@ SECRETS = (
     "auth_token", "kubeconfig", "*.kubeconfig", "service_account*.json", "secrets.*", ".aws", ".ssh", ".gnupg", ".kube",
     ".docker", ".azure", ".gcloud",
 )  # fmt: skip
-"""Names of files and folders that hold secrets."""
+"""Names of files and folders that hold secrets. A python module may be called so, too: its content alone counts."""
 SECRET_CONTENT = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{34}\b"
 )
@@ -140,7 +140,7 @@ def _walk(path: Path, base: Path) -> Iterator[tuple[Path, str]]:
     """Files below a path with "", and what stays with the reason; folders that stay are not entered."""
     if any(fnmatch(path.name, pattern) for pattern in CACHES):
         yield path, "cache"
-    elif any(fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
+    elif path.suffix != ".py" and any(fnmatch(path.name.lower(), pattern) for pattern in SECRETS):
         yield path, "secret"
     elif path.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(base)):
         yield path, "link"

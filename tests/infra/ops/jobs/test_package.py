@@ -119,3 +119,6 @@ def test_this_package_is_small_and_whole() -> None:
         package.files
     )
     assert not [name for name in package.files if name.endswith(".pyc")]
+    modules = {p.relative_to(CODE_ROOT).as_posix() for part in CODE for p in (CODE_ROOT / part).rglob("*.py")}
+    assert modules <= set(package.files)  # infra/base/secrets.py is a module, not a secret
+    assert set(package.left_out) <= {"cache"}
