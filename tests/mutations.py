@@ -52,6 +52,9 @@ ENGINE = "tests/pipelines/retrieval/test_engine.py"
 ASKING = "tests/pipelines/annotators/chat/test_annotator.py"
 CANARY = "tests/pipelines/annotators/chat/test_canary.py"
 CHAT_CLIENT = "tests/pipelines/annotators/chat/test_client.py"
+SEARCH = "tests/pipelines/retrieval/test_search.py"
+RANKS = "tests/training/test_rank_metrics.py"
+DIFFERENCES = "tests/training/test_significance.py"
 
 ADAFOCAL = "training/model/adafocal.py"
 CAAM = "training/model/caam.py"
@@ -615,6 +618,62 @@ MUTATIONS = (
         "self.model = model.eval().to(self.device)",
         "self.model = model.train().to(self.device)",
         (ENGINE,),
+    ),
+    Mutation(
+        "search: only the K best by single precision are scored again",
+        "pipelines/retrieval/search.py",
+        "_reached(screened, k).double() - 2 * error",
+        "_reached(screened, k).double()",
+        (SEARCH,),
+    ),
+    Mutation(
+        "search: the rounding of double precision taken as it comes",
+        "pipelines/retrieval/search.py",
+        "(low != high).nonzero()",
+        "(low > high).nonzero()",
+        (SEARCH,),
+    ),
+    Mutation(
+        "search: fewer bits than single precision relied on",
+        "pipelines/retrieval/search.py",
+        'if torch.get_float32_matmul_precision() == "highest"',
+        "if torch.get_float32_matmul_precision()",
+        (SEARCH,),
+    ),
+    Mutation(
+        "search: ties go to any column",
+        "pipelines/retrieval/search.py",
+        "np.lexsort((all_columns, -all_scores, all_rows))",
+        "np.lexsort((-all_columns, -all_scores, all_rows))",
+        (SEARCH,),
+    ),
+    Mutation(
+        "average precision divided by all targets however few places there are",
+        "training/rank_metrics.py",
+        "/ min(k, len(array))",
+        "/ len(array)",
+        (RANKS,),
+    ),
+    Mutation(
+        "the reference ranked within the query's own group",
+        "training/rank_metrics.py",
+        "inside[column_of[removed]] = False",
+        "inside[column_of[removed]] = among_ids is not None",
+        (RANKS,),
+    ),
+    Mutation(
+        "significance: queries flipped as if each were evidence of its own",
+        "training/significance.py",
+        "labels = _codes(list(zip(groups.tolist(), clusters, strict=True)))",
+        "labels = np.arange(len(groups))",
+        (DIFFERENCES,),
+    ),
+    Mutation(
+        "significance: seeds taken as if there could be no others",
+        "training/significance.py",
+        "shares = [generator.multinomial(len(s), np.full(len(s), 1 / len(s)), n) / len(s) for s in (own, other)]",
+        "shares = [np.full((n, len(s)), 1 / len(s)) for s in (own, other)]",
+        (DIFFERENCES,),
     ),
     Mutation(
         "int8: one scale for an image instead of one for each token",

@@ -97,6 +97,18 @@ def test_it_ranks_as_evaluation_does(large: tuple[torch.Tensor, torch.Tensor, np
     assert np.array_equal(found.scores, np.take_along_axis(scores, order, 1))
 
 
+def test_real_ties_are_ties_whatever_single_precision_makes_of_them() -> None:
+    """The same numbers summed in other orders: equal as real numbers, not as sums of single precision."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(64, generator=generator)
+    targets = torch.stack([numbers[torch.randperm(64, generator=generator)] for _ in range(300)])[:, None]
+    query = torch.full((1, 64), 0.3)
+    assert len(screen(query, targets).unique()) > 1
+    found = search(query, targets, 7)
+    assert found.columns[0].tolist() == list(range(7))
+    assert len(np.unique(found.scores)) == 1
+
+
 def test_screened_scores_keep_their_bound_whatever_the_block() -> None:
     queries, targets = 3 * vectors(9, 64), 2 * vectors(50, 4, 64, seed=1)
     real = (targets.double() @ queries.double().T).amax(1)
@@ -127,7 +139,7 @@ def test_a_score_on_the_edge_of_two_numbers_is_rounded_from_the_real_one() -> No
     """1 + 2⁻²⁴ lies half-way between two float32; 2⁻⁵⁰ decides, which a sum in double precision may lose."""
     query = torch.tensor([[1.0, 2.0**-12, 2.0**-25]])
     targets = torch.tensor([[[1.0, 2.0**-12, own]] for own in (0.0, 2.0**-25, -(2.0**-25))])
-    lengths = torch.tensor([1.1], dtype=torch.float64)
+    lengths = torch.tensor([2.0], dtype=torch.float64)
     found = exact(query, targets, torch.zeros(3, dtype=torch.long), torch.arange(3), lengths)
     assert found.tolist() == [1.0, 1.0 + 2.0**-23, 1.0]
 
