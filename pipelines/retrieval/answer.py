@@ -21,6 +21,7 @@ from pipelines.retrieval.config import AnswerRecipe
 from pipelines.retrieval.engine import Encoder, Gallery, QuerySet, encode_queries, score
 from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_model, image_sizes, require_features
 from pipelines.retrieval.search import search
+from pipelines.retrieval.sharded import search_on_workers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,21 @@ def answer(recipe: AnswerRecipe, context: Context) -> Outcome:
     vectors, _ = encode_queries(encoder, encoder.prepare(queries))
     column_of = {image_id: column for column, image_id in enumerate(gallery.image_ids)}
     removed = np.array([-1 if i is None else column_of.get(i, -1) for i in queries.removed_ids])
-    best = search(vectors, encoder.targets(gallery.image_ids), ANSWERS, removed)
+    urls = [store.version.url for store in stores]
+    if recipe.workers > 1:
+        model_url = place.url if place.run is None else place.run.url
+        best = search_on_workers(
+            model_url,
+            urls,
+            gallery.image_ids,
+            vectors,
+            ANSWERS,
+            removed,
+            recipe.workers,
+            recipe.encode_batch_size,
+        )
+    else:
+        best = search(vectors, encoder.targets(gallery.image_ids), ANSWERS, removed)
     subset = [] if groups is None else _top_of_groups(encoder, vectors, gallery, queries.removed_ids, groups)
     files = answers(kind, queries.query_ids, gallery.image_ids, best.rows()[0], subset)
     for name, content in files.items():

@@ -56,6 +56,8 @@ class AnswerRecipe(Config):
     """The feature store of the dataset's images; null finds the one of this model and dataset under the root."""
     encode_batch_size: Positive = 256
     """Images or queries per forward."""
+    workers: Positive = 1
+    """Ray workers that encode and search a part of the gallery each; 1 does it in this process; equal answers."""
 
 
 class QueryRecipe(Config):

@@ -127,6 +127,11 @@ def test_cirr_from_its_files_to_its_figures_and_its_servers_files(tmp_path: Path
         name: json.loads(storage.read_bytes(storage.join(outcome.location or "", name)))
         for name in outcome.figures["files"]
     }
+    shared = answer(
+        AnswerRecipe(name="shared", model="tiny", dataset=version.url, workers=2), Context(root=str(root))
+    )
+    for name, content in files.items():
+        assert json.loads(storage.read_bytes(storage.join(shared.location or "", name))) == content
     whole, within = files["cirr_test1_recall.json"], files["cirr_test1_recall_subset.json"]
     assert (whole.pop("version"), whole.pop("metric")) == ("rc2", "recall")
     assert (within.pop("version"), within.pop("metric")) == ("rc2", "recall_subset")
