@@ -61,7 +61,7 @@ def swept(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     write_benchmark(root, identities=12)
     whole = recipe(root)
     embed(whole.train, Context(root=str(root)))
-    first = applied(sweep(SPACE).train, {"training.learning_rate": 3e-3})
+    first = applied(sweep(SPACE, algorithm={"kind": "grid"}).train, {"training.learning_rate": 3e-3})
     before = train(first, Context(root=str(root)))
     outcome = tune(whole, Context(root=str(root)))
     return Swept(root, before, outcome, tune(whole, Context(root=str(root))))
