@@ -63,6 +63,16 @@ WORDS = {
     "text_too_long": "the text has too many words",
     "text_names_instance": "the text names the instance",
     "no_text": "no text was given",
+    "box_unsure": "the detector is not sure of its box; a person should look",
+    "text_wrong_language": "the text is not English",
+    "text_names_image": "the text speaks of the photos",
+    "text_names_category": "the text names the kind of object",
+    "text_repeats": "the text nearly repeats another one",
+    "text_untrue": "the target does not bear the text out",
+    "text_not_separating": "the text fits the reference as well",
+    "bad_answer": "the model's answer has not the form asked for",
+    "no_answer": "the model gave no answer",
+    "not_visual": "the object cannot be told by eye alone",
 }
 """Reason → what it means, for people; one for each of `records.REASONS`."""
 

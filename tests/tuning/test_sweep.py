@@ -237,6 +237,7 @@ def test_a_dry_run_says_what_would_be_tried(swept: Swept) -> None:
     assert not (swept.root / "sweeps" / "other").exists()
 
 
+@pytest.mark.long
 def test_failed_trials_are_tried_again_where_that_is_asked_for(swept: Swept) -> None:
     space = {"training.learning_rate": {"kind": "grid", "values": [1e30]}}
     context = Context(root=str(swept.root))

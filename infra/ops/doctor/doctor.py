@@ -28,9 +28,10 @@ class DoctorRecipe(Config):
     gpu: bool = False
     """Whether a GPU has to be here."""
     train: str | None = None
-    """A training recipe: whether the feature store of its tower fits; with images."""
+    """A training recipe: whether the feature store of its tower fits; with images; null = not looked at."""
     images: str | None = None
-    """How many images that store has: a number, or a benchmark (a path or URL, name/key, or name)."""
+    """How many images that store has: a number, or a benchmark (a path or URL, name/key, or name); null = not
+    looked at."""
     strict: bool = False
     """Whether warnings are faults."""
 

@@ -37,9 +37,9 @@ class PricesSection(Config):
     """What an hour costs, to tell the money beforehand."""
 
     cpu_hour: Price | None = None
-    """Price of a CPU for an hour."""
+    """Price of a CPU for an hour; null = not known, and no money is told of work on CPUs."""
     gpu_hour: Price | None = None
-    """Price of a GPU for an hour, its machine's CPUs included or not as you count them."""
+    """Price of a GPU for an hour, its machine's CPUs included or not as you count them; null = not known."""
     currency: str = "USD"
     """What prices are in."""
 

@@ -71,13 +71,15 @@ class ChatOptions(Config):
     """Environment variable of the process that starts the build, which holds the API key; none is sent where it is
     unset."""
     key_file: str | None = None
-    """A file of that machine which holds the API key instead, readable by its owner alone (mode 0600)."""
+    """A file of that machine which holds the API key instead, readable by its owner alone (mode 0600);
+    null = the variable."""
     price: Price | None = None
     """What tokens cost; null = money is not counted."""
     most_tokens: int | None = Field(None, ge=1)
-    """Most tokens that the texts of one benchmark may take; the build stops there and goes on when it is raised."""
+    """Most tokens that the texts of one benchmark may take; the build stops there and goes on when it is raised; null =
+    no bound."""
     most_money: float | None = Field(None, gt=0.0)
-    """Most money that they may cost; needs price."""
+    """Most money that they may cost; needs price; null = no bound."""
     check: CheckOptions | None = None
     """Ask, too, whether the photos bear each text out (three more requests for each); null = nobody looks again."""
     cache: str | None = None
