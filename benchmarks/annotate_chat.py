@@ -34,7 +34,7 @@ OPEN = {"tau_valid": 3, "tau_high": 1.0, "tau_centric": 1.0, "tau_count": 5}
 
 
 def main() -> None:
-    """Measure, write `results/annotate_chat.json`; exit with 1 if a goal is missed."""
+    """Measure, write `results/annotate_chat_CONCURRENCY.json`; exit with 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--concurrency", type=int, default=32)
@@ -74,9 +74,12 @@ def main() -> None:
         "most_at_once": server.most_at_once,
         "asked_twice": sum(n - 1 for n in server.answered.values()),
     }
-    data = {"command": "python -m benchmarks.annotate_chat", "setting": setting, "chat": figures, **found}
+    command = (
+        f"python -m benchmarks.annotate_chat --pairs {options.pairs} --concurrency {options.concurrency}"
+    )
+    data = {"command": command, "setting": setting, "chat": figures, **found}
     print(json.dumps(data, indent=1))
-    print(write_result("annotate_chat", data))
+    print(write_result(f"annotate_chat_{options.concurrency}", data))
     sys.exit(0 if found["ratio"] >= GOAL and found["growth"] <= GOAL_GROWTH else 1)
 
 
