@@ -74,10 +74,8 @@ def main() -> None:
         "most_at_once": server.most_at_once,
         "asked_twice": sum(n - 1 for n in server.answered.values()),
     }
-    command = (
-        f"python -m benchmarks.annotate_chat --pairs {options.pairs} --concurrency {options.concurrency}"
-    )
-    data = {"command": command, "setting": setting, "chat": figures, **found}
+    told = f"python -m benchmarks.annotate_chat --pairs {options.pairs} --concurrency {options.concurrency}"
+    data = {"command": told, "setting": setting, "chat": figures, **found}
     print(json.dumps(data, indent=1))
     print(write_result(f"annotate_chat_{options.concurrency}", data))
     sys.exit(0 if found["ratio"] >= GOAL and found["growth"] <= GOAL_GROWTH else 1)
