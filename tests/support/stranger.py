@@ -63,8 +63,11 @@ def ranking(
     requirements = packed.folder / "requirements.txt"
     assert requirements.read_text().splitlines()[0].startswith("oacir @ file:///")
     clean = folder / "clean"
-    subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
-    subprocess.run([str(clean / "bin" / "pip"), "install", "--quiet", "-r", str(requirements)], check=True)
+    # also for pip: a checkout on PYTHONPATH that was installed in place would count as this package
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL", "OACIR", "RAY"))}
+    subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True, env=outside)
+    pip = [str(clean / "bin" / "pip"), "install", "--quiet", "-r", str(requirements)]
+    subprocess.run(pip, check=True, env=outside)
     rows = [
         {
             "image": base64.b64encode(storage.read_bytes(images[row["reference_id"]])).decode(),
@@ -75,7 +78,6 @@ def ranking(
     ]
     (folder / "rows.json").write_text(json.dumps(rows))
     (folder / "stranger.py").write_text(SCRIPT)
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL", "OACIR", "RAY"))}
     done = subprocess.run(
         [str(clean / "bin" / "python"), "stranger.py", uri, name, gallery],
         check=False, capture_output=True, text=True, cwd=folder, env=outside,
