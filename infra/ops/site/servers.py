@@ -13,6 +13,8 @@ from pathlib import Path
 from infra.base.ray_session import QUIET, WORKER_ENVIRONMENT, has_gpu
 
 BUCKET = "oacir"
+TEMPORARY = Path("/tmp/oacir-site-")
+"""How the folders of Ray's files begin."""
 STORE_BYTES = 256 << 20
 ASK_S = 5.0
 
@@ -25,6 +27,8 @@ class Server:
     command: tuple[str, ...]
     ready: Callable[[], bool]
     """Asked again until it says so."""
+    again: bool = False
+    """Whether it may be started again when it ends by itself: nothing is lost with it that others need."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Site:
             sys.executable, "-m", "infra.cli", "mlflow", "start", "--port", str(self.ports.mlflow),
             "--folder", str(self.folder / "mlflow"), "--artifacts", f"s3://{BUCKET}/mlflow",
         )  # fmt: skip
-        return Server("mlflow", command, lambda: _answers(f"http://127.0.0.1:{self.ports.mlflow}/health"))
+        health = f"http://127.0.0.1:{self.ports.mlflow}/health"
+        return Server("mlflow", command, lambda: _answers(health), again=True)
 
     def _head(self) -> Server:
         command = (
@@ -107,14 +112,13 @@ class Site:
 
     def _node(self, number: int) -> Server:
         address = ("--address", f"{self.host}:{self.ports.gcs}", "--num-cpus", str(self.cpus))
-        return Server(
-            f"ray-node-{number}", (*self._ray(number), *address), lambda: self._alive() == number + 1
-        )
+        command = (*self._ray(number), *address)
+        return Server(f"ray-node-{number}", command, lambda: self._alive() == number + 1, again=True)
 
     @property
     def temporary(self) -> Path:
         """Ray's files; a short path, since sockets lie in it."""
-        return Path("/tmp") / f"oacir-site-{self.ports.gcs}"
+        return TEMPORARY.with_name(f"{TEMPORARY.name}{self.ports.gcs}")
 
     def _ray(self, number: int) -> tuple[str, ...]:
         agent = ("--dashboard-agent-listen-port", str(self.ports.agents[number]))

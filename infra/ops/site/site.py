@@ -9,7 +9,8 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,10 +25,10 @@ from infra.base.config import Config
 from infra.base.errors import OacirError
 from infra.base.progress import Progress, announce
 from infra.ops.processes import alive, end, free_ports, serving, tail, told_to_end
-from infra.ops.site.servers import BUCKET, Ports, Server, Site
+from infra.ops.site.servers import BUCKET, TEMPORARY, Ports, Server, Site
 
 START_S, POLL_S = 180.0, 0.2
-PROCESSES, TOKEN, VARIABLES = "processes.json", "ray_token", "env.sh"
+PROCESSES, TOKEN, VARIABLES, RAY_FILES = "processes.json", "ray_token", "env.sh", "ray_files"
 
 
 class FolderRecipe(Config):
@@ -44,6 +45,9 @@ class StartRecipe(FolderRecipe):
     """Ray nodes that work; the head beside them does not."""
     cpus: Annotated[int, Field(gt=0)] = 2
     """Logical CPUs of each node; they may be more than the machine has."""
+    restarts: Annotated[int, Field(ge=0)] = 5
+    """How often the MLflow server, or a node, that ended by itself is started again. What S3 and the head hold is lost
+    with them, so the end of one of these ends all."""
 
 
 class StopRecipe(FolderRecipe):
@@ -57,8 +61,8 @@ def start(recipe: StartRecipe, context: Context) -> Outcome:
     """Run S3, MLflow, a Ray head and nodes until Ctrl-C, SIGTERM or `oacir site stop`, which ends all of them.
 
     Raises:
-        OacirError: it runs already, the S3 server is not installed, or a server did not come up or ended by itself;
-            with the end of its log.
+        OacirError: it runs already, the S3 server is not installed, or a server did not come up, or ended by itself
+            and is not to be started again; with the end of its log.
     """
     folder = _folder(recipe, context)
     if find_spec("moto") is None:
@@ -69,33 +73,86 @@ def start(recipe: StartRecipe, context: Context) -> Outcome:
         raise OacirError(f"{folder}: this set-up runs ({len(running)} processes); oacir site stop ends it")
     if context.dry_run:
         return Outcome(f"would start S3, MLflow, a Ray head and {recipe.nodes} nodes: {folder}", str(folder))
+    _clear(folder)
     site = _site(recipe, folder)
-    environment, began = site.environment(os.environ), time.monotonic()
+    began = time.monotonic()
     with told_to_end() as told, ExitStack() as open_:
-        open_.callback(shutil.rmtree, site.temporary, ignore_errors=True)
+        open_.callback(_clear, folder)
         open_.callback((folder / PROCESSES).unlink, missing_ok=True)
-        up: dict[str, subprocess.Popen[bytes]] = {}
+        up = open_.enter_context(Up(folder, site.environment(os.environ), recipe.restarts))
         servers = site.servers()
         with Progress("start", len(servers), "servers") as progress:
             for server in servers:
-                log = folder / f"{server.name}.log"
-                up[server.name] = open_.enter_context(serving(server.command, log, environment))
-                _note(folder, [os.getpid(), *(process.pid for process in up.values())])
-                _wait(server, up[server.name], log, told)
+                _wait(server, up.start(server), up.log(server), told)
                 progress.update(note=server.name, at_once=True)
                 if told:
                     break
         if not told:
             _tell(site, time.monotonic() - began)
         while not told:
-            for name, process in up.items():
-                if process.poll() is not None:
-                    raise OacirError(
-                        f"{name} ended by itself with {process.returncode}, so all were ended;"
-                        f" {tail(folder / f'{name}.log')}"
-                    )
+            up.look()
             time.sleep(POLL_S)
-    return Outcome(f"ended {len(up)} servers; logs: {folder}", str(folder), {"servers": list(up)})
+    return Outcome(
+        f"ended {len(up.servers)} servers; logs: {folder}", str(folder), {"servers": [*up.servers]}
+    )
+
+
+class Up:
+    """Servers that are up. One that ends by itself is started again where it may be; else all end.
+
+    Args:
+        folder: where their logs lie.
+        environment: variables of each.
+        restarts: how often each may be started again.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], restarts: int) -> None:
+        self.folder, self.environment, self.restarts = folder, environment, restarts
+        self.servers: dict[str, Server] = {}
+        self._starts: Counter[str] = Counter()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._open: dict[str, ExitStack] = {}
+        self._all = ExitStack()
+
+    def __enter__(self) -> Up:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._all.close()
+
+    def log(self, server: Server) -> Path:
+        """Of its latest start."""
+        number = self._starts[server.name]
+        return self.folder / (f"{server.name}.log" if number == 1 else f"{server.name}-{number}.log")
+
+    def start(self, server: Server) -> subprocess.Popen[bytes]:
+        """Start a server, for the first time or again."""
+        name = server.name
+        self._starts[name] += 1
+        if name not in self._open:
+            self.servers[name], self._open[name] = server, self._all.enter_context(ExitStack())
+        # what is left of an earlier start ends before its number can be another process's
+        self._open[name].close()
+        began = serving(server.command, self.log(server), self.environment)
+        self._processes[name] = self._open[name].enter_context(began)
+        _note(self.folder, [os.getpid(), *(process.pid for process in self._processes.values())])
+        return self._processes[name]
+
+    def look(self) -> None:
+        """See which have ended, and start them again.
+
+        Raises:
+            OacirError: one has that may not be started again, or not so often.
+        """
+        for name, server in self.servers.items():
+            code = self._processes[name].poll()
+            if code is None:
+                continue
+            ended = f"{name} ended by itself with {code}"
+            if not server.again or self._starts[name] > self.restarts:
+                raise OacirError(f"{ended}, so all were ended; {tail(self.log(server))}")
+            announce(f"{ended}; started again ({self._starts[name]} of {self.restarts})")
+            self.start(server)
 
 
 def stop(recipe: StopRecipe, context: Context) -> Outcome:
@@ -107,6 +164,8 @@ def stop(recipe: StopRecipe, context: Context) -> Outcome:
     folder = _folder(recipe, context)
     running = _running(folder)
     if not running:
+        if not context.dry_run:
+            _clear(folder)
         return Outcome(f"nothing to do: no set-up runs there: {folder}", str(folder))
     if context.dry_run:
         return Outcome(f"would end {len(running)} processes: {folder}", str(folder))
@@ -123,6 +182,7 @@ def stop(recipe: StopRecipe, context: Context) -> Outcome:
             f"{folder}: {len(left)} processes do not end ({', '.join(str(p.pid) for p in left)}); kill them"
         )
     (folder / PROCESSES).unlink(missing_ok=True)
+    _clear(folder)
     return Outcome(f"ended {len(running)} processes: {folder}", str(folder))
 
 
@@ -149,9 +209,20 @@ def _site(recipe: StartRecipe, folder: Path) -> Site:
         nodes=recipe.nodes,
         cpus=recipe.cpus,
     )
+    (folder / RAY_FILES).write_text(str(site.temporary))
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in site.variables.items()]
     _write_private(folder / VARIABLES, "".join(lines))
     return site
+
+
+def _clear(folder: Path) -> None:
+    """Remove Ray's files of a set-up that has ended, also of one whose `start` was killed."""
+    note = folder / RAY_FILES
+    if note.is_file():
+        left = Path(note.read_text())
+        if left.parent == TEMPORARY.parent and left.name.startswith(TEMPORARY.name):
+            shutil.rmtree(left, ignore_errors=True)
+        note.unlink()
 
 
 def _write_private(file: Path, text: str) -> None:

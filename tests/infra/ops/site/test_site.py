@@ -106,3 +106,45 @@ def test_a_server_that_ends_is_told_with_its_log(tmp_path: Path) -> None:
     told = r"s3 ended with 0; its log .* ends with: no such port"
     with serving(command, log, {}) as process, pytest.raises(OacirError, match=told):
         site._wait(server, process, log, [])
+
+
+def test_a_node_or_mlflow_that_ends_is_started_again_so_often_and_s3_never(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    servers = {server.name: server.again for server in small(tmp_path).servers()}
+    assert servers == {"s3": False, "mlflow": True, "ray-head": False, "ray-node-1": True, "ray-node-2": True}
+    ends = (sys.executable, "-c", "import sys; print('gone'); sys.exit(7)")
+    with site.Up(tmp_path, {}, restarts=2) as up:
+        stays = up.start(site.Server("s3", (sys.executable, "-c", "import time; time.sleep(600)"), bool))
+        node = site.Server("node", ends, bool, again=True)
+        up.start(node)
+        for count in (1, 2):
+            up._processes["node"].wait()
+            up.look()
+            assert f"node ended by itself with 7; started again ({count} of 2)" in capsys.readouterr().err
+        up._processes["node"].wait()
+        assert (tmp_path / "node-3.log").read_text() == "gone\n"
+        with pytest.raises(
+            OacirError, match=r"node ended by itself with 7, so all .*node-3.log ends with: gone"
+        ):
+            up.look()
+        assert stays.poll() is None
+        assert len(json.loads((tmp_path / "processes.json").read_text())) == 3
+    assert stays.poll() == -15
+    with site.Up(tmp_path, {}, restarts=2) as up:
+        up.start(site.Server("s3", ends, bool)).wait()
+        with pytest.raises(OacirError, match="s3 ended by itself with 7, so all were ended"):
+            up.look()
+
+
+def test_what_ray_left_of_a_start_that_was_killed_is_removed(tmp_path: Path) -> None:
+    made = site._site(site.StartRecipe(nodes=1), tmp_path / "site")
+    made.temporary.mkdir()
+    (made.temporary / "session").write_text("left")
+    assert cli.main(["site", "stop", "--root", str(tmp_path)]) == 0
+    assert not made.temporary.exists()
+    other = tmp_path / "oacir-site-mine"
+    other.mkdir()
+    (tmp_path / "site" / site.RAY_FILES).write_text(str(other))
+    site._clear(tmp_path / "site")
+    assert other.exists()
