@@ -106,7 +106,7 @@ class Site:
         command = (
             *self._ray(0), "--head", "--port", str(self.ports.gcs), "--num-cpus", "0",
             "--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.ports.dashboard),
-            "--ray-client-server-port", str(self.ports.client), "--temp-dir", str(self.temporary),
+            "--ray-client-server-port", str(self.ports.client),
         )  # fmt: skip
         return Server("ray-head", command, lambda: self._alive() == 1)
 
@@ -117,13 +117,15 @@ class Site:
 
     @property
     def temporary(self) -> Path:
-        """Ray's files; a short path, since sockets lie in it."""
+        """Ray's files, a folder for each node; a short path, since sockets lie in it."""
         return TEMPORARY.with_name(f"{TEMPORARY.name}{self.ports.gcs}")
 
     def _ray(self, number: int) -> tuple[str, ...]:
+        # Ray unpacks a job's code anew for each node: in one folder it would take it from under those that run
+        own = ("--temp-dir", str(self.temporary / str(number)))
         agent = ("--dashboard-agent-listen-port", str(self.ports.agents[number]))
         store = ("--object-store-memory", str(STORE_BYTES), "--disable-usage-stats", "--block")
-        return (sys.executable, "-m", "ray.scripts.scripts", "start", *agent, *store)
+        return (sys.executable, "-m", "ray.scripts.scripts", "start", *own, *agent, *store)
 
     def _bucket(self) -> bool:
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports.s3}/{BUCKET}", method="PUT")

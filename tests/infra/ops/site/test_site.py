@@ -36,12 +36,14 @@ def test_the_servers_in_their_order_and_where_they_listen(tmp_path: Path) -> Non
     head = servers["ray-head"]
     assert "--num-cpus 0 --dashboard-host 127.0.0.1 --dashboard-port 3" in head
     assert "--address 10.0.0.9:4 --num-cpus 3" in servers["ray-node-2"]
-    agents = [
-        words.split("--dashboard-agent-listen-port ")[1].split()[0]
-        for n, words in servers.items()
-        if "ray" in n
-    ]
+    agents, folders = (
+        [words.split(f"{option} ")[1].split()[0] for n, words in servers.items() if "ray" in n]
+        for option in ("--dashboard-agent-listen-port", "--temp-dir")
+    )
     assert agents == ["6", "7", "8"]
+    assert folders == [
+        f"/tmp/oacir-site-4/{n}" for n in range(3)
+    ]  # what Ray unpacks for one node is no other's
 
 
 def test_the_token_itself_is_in_no_command_or_variable(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_node_or_mlflow_that_ends_is_started_again_so_often_and_s3_never(
 
 def test_what_ray_left_of_a_start_that_was_killed_is_removed(tmp_path: Path) -> None:
     made = site._site(site.StartRecipe(nodes=1), tmp_path / "site")
-    made.temporary.mkdir()
+    (made.temporary / "0").mkdir(parents=True)
     (made.temporary / "session").write_text("left")
     assert cli.main(["site", "stop", "--root", str(tmp_path)]) == 0
     assert not made.temporary.exists()
