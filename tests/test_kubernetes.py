@@ -182,6 +182,9 @@ def test_the_job_is_a_command_that_is_understood() -> None:
     job = yaml.safe_load((FOLDER / "job" / "train.yaml").read_text())
     assert set(job["spec"]) <= FIELDS["job"]
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": _one("aws", "RayCluster")["metadata"]["name"]}
+    # what KubeRay's operator refuses beside clusterSelector, although each is a field
+    assert not {"backoffLimit", "suspend", "rayClusterSpec", "ttlSecondsAfterFinished"} & set(job["spec"])
+    assert job["spec"]["submissionMode"] == "HTTPMode"
     program, *words = shlex.split(job["spec"]["entrypoint"])
     call = cli._parse(words)
     load_recipe(cli._verb(call.verb).load()[0], call.config, call.overrides)
