@@ -158,6 +158,12 @@ def make_annotator(kind: AnnotatorKind, chat: ChatSetting | None = None) -> Anno
         if chat is None:
             raise ValueError("the chat annotator needs its setting")
         return ChatAnnotator(chat)
+    if kind == "good4cir":
+        from pipelines.annotators.good4cir.annotator import Good4cirAnnotator
+
+        if chat is None:
+            raise ValueError("the good4cir annotator needs its setting")
+        return Good4cirAnnotator(chat)
     if kind == "world":
         from pipelines.annotators.world import WorldAnnotator
 
@@ -178,7 +184,7 @@ class AnnotateStage(Stage):
     """What an earlier version knows; only other pairs are annotated."""
     seconds_per_record: float | None = None
     chat: ChatSetting | None = None
-    """What the chat annotator needs."""
+    """What an annotator that asks a chat model needs."""
     version_url: str = ""
     """Where the stage writes; of an annotator whose texts are held against those of the other parts."""
     name = "annotate"

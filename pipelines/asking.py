@@ -12,8 +12,7 @@ from pipelines.annotate import AnnotateStage, GroundedAnnotateStage
 from pipelines.annotators.chat.annotator import COMPLETION, KEPT, PAID, PROMPT, RETRIED
 from pipelines.annotators.chat.canary import check_eyes
 from pipelines.annotators.chat.options import ChatOptions, ChatSetting
-from pipelines.annotators.chat.prompts import prompts_hash
-from pipelines.config import BuildRecipe
+from pipelines.config import AnnotatorKind, BuildRecipe
 from pipelines.earlier import Earlier
 from pipelines.stages import RECORDS, PartRecord, run_stages
 
@@ -59,18 +58,20 @@ def ask(
         benchmark=f"{draft.name}/{draft.key}",
         max_words={domain: t.max_words for domain, t in recipe.thresholds.domains.items()},
         default_max_words=recipe.thresholds.default.max_words,
+        good4cir=recipe.good4cir,
     )
     kind = GroundedAnnotateStage if recipe.grounding else AnnotateStage
-    stage = kind("chat", recipe.thresholds, recipe.seed, earlier, None, chat=setting, version_url=draft.url)
+    writer: AnnotatorKind = "good4cir" if recipe.good4cir else "chat"
+    stage = kind(writer, recipe.thresholds, recipe.seed, earlier, None, chat=setting, version_url=draft.url)
     return run_stages([stage], draft.url, parts, workers=1, label="ask")
 
 
-def chat_figures(chat: ChatOptions, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+def chat_figures(recipe: BuildRecipe, chat: ChatOptions, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
     """What the texts of a benchmark took, from the counts of all its parts."""
     total = {name: sum(c.get(name, 0) for c in counts.values()) for name in (PAID, PROMPT, COMPLETION, KEPT)}
     return {
         "model": chat.model,
-        "prompts_sha256": prompts_hash(),
+        "prompts_sha256": recipe.prompts(),
         "requests": total[PAID],
         "prompt_tokens": total[PROMPT],
         "completion_tokens": total[COMPLETION],

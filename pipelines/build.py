@@ -226,7 +226,7 @@ def _figures(
         "descriptor": recipe.encoder.model or OfflineDescriber.name,
         "annotator": annotator_kind(recipe),
         **({"grounding": _grounding_figures(recipe.grounding.model, counts)} if recipe.grounding else {}),
-        **({"chat": chat_figures(recipe.chat, counts)} if recipe.chat else {}),
+        **({"chat": chat_figures(recipe, recipe.chat, counts)} if recipe.chat else {}),
         "domains": {
             domain: domain_figures(
                 recipe.thresholds.of(domain),
@@ -293,9 +293,11 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
             f"{c.most_money:,.2f}" if c.most_money else "",
         ]
         most = " and ".join(filter(None, bounds)) or "without a bound"
-        each = 4 if c.check else 1
+        each = (2 if recipe.good4cir else 1) + (3 if c.check else 0)
+        also = " and one for each reference" if recipe.good4cir else ""
         lines.append(
-            f"texts: {c.model} at {c.base_url}, {each} to {each + 1} requests a pair, {c.concurrency} at once; {most}"
+            f"texts: {c.model} at {c.base_url}, {each} to {each + 1} requests a pair{also}, {c.concurrency} at once;"
+            f" {most}"
         )
     return Outcome(
         "plan only, nothing was made", figures={"images": dict(images), "parts": parts}, details=tuple(lines)

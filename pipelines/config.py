@@ -11,6 +11,8 @@ from infra.base.config import Config, Name, recipe_hash
 from pipelines.annotators.chat.options import EXECUTION_ONLY as CHAT_EXECUTION_ONLY
 from pipelines.annotators.chat.options import ChatOptions
 from pipelines.annotators.chat.prompts import prompts_hash
+from pipelines.annotators.good4cir.options import Good4cirOptions
+from pipelines.annotators.good4cir.questions import prompts_hash as good4cir_prompts_hash
 from pipelines.grounding import GroundingOptions
 from pipelines.images import ImageLimits
 from pipelines.sources.deepfashion2 import DeepFashion2Config
@@ -23,7 +25,9 @@ from pipelines.sources.webdataset import WebDatasetConfig
 from pipelines.sources.world import WorldSourceConfig
 from pipelines.variants import VariantOptions
 
-AnnotatorKind = Literal["plain", "world", "chat"]
+AnnotatorKind = Literal["plain", "world", "chat", "good4cir"]
+ASKING = ("chat", "good4cir")
+"""Annotators that ask a chat model."""
 EXECUTION_ONLY: dict[str, Any] = {
     "workers": True, "images_per_part": True, "encoder": {"gpus"}, "chat": set(CHAT_EXECUTION_ONLY),
     "grounding": {"gpus", "images_at_once"},
@@ -141,12 +145,14 @@ class BuildRecipe(Config):
     """What counts as the same photo in two instances."""
     split: SplitOptions = Field(default_factory=SplitOptions)
     """Train, dev and test."""
-    annotator: Literal["auto", "plain", "world", "chat"] = "auto"
+    annotator: Literal["auto", "plain", "world", "chat", "good4cir"] = "auto"
     """Who writes the texts; auto = the world's oracle for the world, else the plain one."""
     grounding: GroundingOptions | None = None
     """The detector that finds boxes of photos whose source has none; null = such a photo is no reference."""
     chat: ChatOptions | None = Field(None, validate_default=True)
-    """The server and model of annotator = chat."""
+    """The server and model of annotator = chat or good4cir."""
+    good4cir: Good4cirOptions | None = Field(None, validate_default=True)
+    """How annotator = good4cir lists photos and puts texts together; null = its defaults."""
     gallery: GalleryOptions = Field(default_factory=GalleryOptions)
     """What is added to the galleries."""
     update: str | None = None
@@ -195,15 +201,36 @@ class BuildRecipe(Config):
     @classmethod
     def _is_asked_for(cls, chat: ChatOptions | None, info: ValidationInfo) -> ChatOptions | None:
         annotator = info.data.get("annotator")
-        if annotator == "chat" and chat is None:
-            raise ValueError("annotator = chat needs chat.base_url and chat.model")
+        if annotator in ASKING and chat is None:
+            raise ValueError(f"annotator = {annotator} needs chat.base_url and chat.model")
         if chat is not None and annotator in ("auto", "plain", "world"):
-            raise ValueError(f"has no effect with annotator = {annotator}; set annotator to chat")
+            raise ValueError(f"has no effect with annotator = {annotator}; set annotator to chat or good4cir")
         return chat
+
+    @field_validator("good4cir")
+    @classmethod
+    def _is_the_annotator(
+        cls, options: Good4cirOptions | None, info: ValidationInfo
+    ) -> Good4cirOptions | None:
+        annotator = info.data.get("annotator")
+        if annotator == "good4cir":
+            return options or Good4cirOptions()
+        if options is not None and annotator is not None:
+            raise ValueError(f"has no effect with annotator = {annotator}; set annotator to good4cir")
+        return options
 
     def asked_as(self) -> dict[str, Any] | None:
         """What a chat model's texts hang on, of the options; None without one."""
-        return self.chat.model_dump(mode="json", exclude=set(CHAT_EXECUTION_ONLY)) if self.chat else None
+        if self.chat is None:
+            return None
+        asked = self.chat.model_dump(mode="json", exclude=set(CHAT_EXECUTION_ONLY))
+        return asked | ({"good4cir": self.good4cir.model_dump(mode="json")} if self.good4cir else {})
+
+    def prompts(self) -> str | None:
+        """Hash of the prompts that a chat model is asked with; None without one."""
+        if self.chat is None:
+            return None
+        return good4cir_prompts_hash() if self.annotator == "good4cir" else prompts_hash()
 
     def key(self, fingerprint: str, *earlier: str) -> str:
         """The key of the version this recipe makes of an input with that fingerprint.
@@ -217,8 +244,10 @@ class BuildRecipe(Config):
             data["source"]["root"] = storage.absolute(data["source"]["root"])
         if data["grounding"] is None:
             del data["grounding"]
+        if data["good4cir"] is None:
+            del data["good4cir"]
         if data["chat"] is None:  # a recipe that has none keeps the key it had before there was one
             del data["chat"]
         else:
-            data["chat"]["prompts"] = prompts_hash()
+            data["chat"]["prompts"] = self.prompts()
         return recipe_hash(data, fingerprint, *earlier)

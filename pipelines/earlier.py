@@ -199,7 +199,6 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
             f"update = {reference}: a name alone means the newest version of it, which this build would soon be itself;"
             " say name/key (see `oacir data list`) or a path"
         )
-    from pipelines.annotators.chat.prompts import prompts_hash
     from pipelines.build import annotator_kind
     from pipelines.config import BuildRecipe as Recipe
 
@@ -240,7 +239,7 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
         and before.seed == recipe.seed
         and before.asked_as() == recipe.asked_as()
         and before.grounding == recipe.grounding
-        and (recipe.chat is None or version.manifest.figures["chat"]["prompts_sha256"] == prompts_hash())
+        and (recipe.chat is None or version.manifest.figures["chat"]["prompts_sha256"] == recipe.prompts())
     )
     return Earlier(
         url=version.url,

@@ -25,7 +25,7 @@ HINTS = {
     "box_unsure": "lower grounding.min_score, say what to look for in grounding.labels, or add boxes beside the photos",
     "text_untrue": "read the questions and answers in rejects; name a better model, or lower chat.check.min_yes",
     "text_not_separating": "read the questions and answers in rejects, or lower chat.check.min_gap",
-    "bad_answer": "read the answers in rejects; name another model, or raise chat.max_tokens",
+    "bad_answer": "read the answers in rejects; name another model, or raise chat.max_tokens (good4cir.max_tokens)",
     "no_answer": "read the details in rejects, and see to the server",
     "too_few_images": "give every instance at least tau_valid photos, or lower tau_valid in thresholds",
 }

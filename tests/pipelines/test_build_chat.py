@@ -133,7 +133,7 @@ def test_an_update_takes_texts_over_while_model_prompts_and_options_are_the_same
         third = made(server, root, name="third", update=first.url, **changed)
         assert third.manifest.figures["taken_over"]["pairs"] == 0
         assert len(server.pairs) == 2 * asked
-        monkeypatch.setattr("pipelines.annotators.chat.prompts.prompts_hash", lambda: "other")
+        monkeypatch.setattr("pipelines.config.prompts_hash", lambda: "other")
         fourth = made(server, root, name="fourth", update=first.url, cache=str(root / "fourth"))
         assert fourth.manifest.figures["taken_over"]["pairs"] == 0
 

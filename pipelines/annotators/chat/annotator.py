@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from infra.base.errors import OacirError
 from pipelines.annotators.base import Annotation, Annotator, PairToAnnotate, Rejection
@@ -41,6 +41,8 @@ THREADS = 16
 PAID, PROMPT, COMPLETION = "chat requests", "chat prompt tokens", "chat completion tokens"
 KEPT, RETRIED = "chat answers of others", "chat tries again"
 T = TypeVar("T")
+Labels = dict[str, LabelForm | Rejection]
+"""Instance → what its object is called, or why that cannot be told."""
 
 
 class ChatAnnotator(Annotator):
@@ -85,9 +87,8 @@ class ChatAnnotator(Annotator):
             if isinstance(label, Rejection):
                 answers.setdefault(pair.pair_id, label)
         open_pairs = [pair for pair in pairs if pair.pair_id not in answers]
-        found = self._ask([self._question(pair, seed) for pair in open_pairs])
-        for pair, answer in zip(open_pairs, found, strict=True):
-            answers[pair.pair_id] = self._annotation(pair, answer, labels.get(pair.instance_id))
+        for pair, text in zip(open_pairs, self._write(open_pairs, labels, seed), strict=True):
+            answers[pair.pair_id] = text
         return [answers[pair.pair_id] for pair in pairs]
 
     def revise(
@@ -99,7 +100,7 @@ class ChatAnnotator(Annotator):
     ) -> list[Annotation | Rejection]:
         """See `Annotator`: the same conversation goes on with the fault."""
         questions = [
-            again_question(self._question(pair, seed), text, fault)
+            self._again(pair, text, fault, seed)
             for pair, text, fault in zip(pairs, texts, faults, strict=True)
         ]
         made: list[Annotation | Rejection] = []
@@ -137,10 +138,23 @@ class ChatAnnotator(Annotator):
             made.append(why or replace(text, extra=extra))
         return made
 
+    def _write(
+        self, pairs: Sequence[PairToAnnotate], labels: Labels, seed: int
+    ) -> list[Annotation | Rejection]:
+        """A text for each pair that can have one."""
+        found = self._ask([self._question(pair, seed) for pair in pairs])
+        return [
+            self._annotation(pair, answer, labels.get(pair.instance_id))
+            for pair, answer in zip(pairs, found, strict=True)
+        ]
+
+    def _again(self, pair: PairToAnnotate, text: Annotation, fault: Rejection, seed: int) -> Question:
+        return again_question(self._question(pair, seed), text, fault)
+
     def _question(self, pair: PairToAnnotate, seed: int) -> Question:
         return pair_question(pair, self.options, self.setting.words(pair.domain), seed)
 
-    def _name_instances(self, pairs: Sequence[PairToAnnotate], seed: int) -> dict[str, LabelForm | Rejection]:
+    def _name_instances(self, pairs: Sequence[PairToAnnotate], seed: int) -> Labels:
         """What the objects are called, of domains that ask for it; a rejection where that cannot be told by eye."""
         by_instance: dict[str, list[PairToAnnotate]] = {}
         for pair in pairs:
@@ -150,7 +164,7 @@ class ChatAnnotator(Annotator):
             for instance, those in by_instance.items()
             if (question := label_question(those, self.options, seed))
         }
-        labels: dict[str, LabelForm | Rejection] = {}
+        labels: Labels = {}
         for instance, answer in zip(questions, self._ask(list(questions.values())), strict=True):
             label = answer if isinstance(answer, Rejection) else read_answer(answer, LabelForm)
             if isinstance(label, LabelForm) and (
@@ -172,8 +186,17 @@ class ChatAnnotator(Annotator):
         text = " ".join(said.text.split())
         if not text:
             return Rejection("no_difference", f"the model sees none; {len(said.changes)} changes named")
+        return self._made(pair, text, {"changes": said.changes}, answer, label)
+
+    def _made(
+        self,
+        pair: PairToAnnotate,
+        text: str,
+        extra: dict[str, Any],
+        answer: Answer,
+        label: LabelForm | Rejection | None,
+    ) -> Annotation:
         names: tuple[str, ...] = ()
-        extra: dict[str, object] = {"changes": said.changes}
         if isinstance(label, LabelForm) and label.label:
             names = (label.label, *label.synonyms)
             extra["label"] = label.label
@@ -184,11 +207,12 @@ class ChatAnnotator(Annotator):
             confidence=None,
             extra=extra,
             model=answer.model or self.options.model,
-            prompt_sha256=instruction_hash(
-                self.options.profile(pair.domain), self.setting.words(pair.domain)
-            ),
+            prompt_sha256=self._prompt_hash(pair),
             names=names,
         )
+
+    def _prompt_hash(self, pair: PairToAnnotate) -> str:
+        return instruction_hash(self.options.profile(pair.domain), self.setting.words(pair.domain))
 
     def _ask(self, questions: Sequence[Question]) -> list[Answer | Rejection]:
         """Answers in the order of the questions.

@@ -49,6 +49,32 @@ class LookForm(_Form):
     answers: list[Literal["yes", "no", "unclear"]]
 
 
+class Listed(_Form):
+    """One entry of what is to be seen in a photo."""
+
+    name: str
+    descriptors: list[str]
+
+
+class ObjectsForm(_Form):
+    """The answer to a photo whose objects are listed."""
+
+    objects: list[Listed]
+
+
+class Difference(_Form):
+    """One sentence about one entry."""
+
+    object: str
+    sentence: str
+
+
+class DifferencesForm(_Form):
+    """The answer to two lists."""
+
+    differences: list[Difference]
+
+
 class Shape(_Form):
     """One drawing of the canary."""
 
@@ -69,6 +95,8 @@ FORMS: dict[str, type[_Form]] = {
     "canary": CanaryForm,
     "questions": QuestionsForm,
     "look": LookForm,
+    "objects": ObjectsForm,
+    "differences": DifferencesForm,
 }
 F = TypeVar("F", bound=_Form)
 

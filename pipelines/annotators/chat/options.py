@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from infra.base.config import Config
+from pipelines.annotators.good4cir.options import Good4cirOptions
 
 Profile = Literal["fashion", "car", "product", "landmark", "general"]
 PROFILES: tuple[Profile, ...] = ("fashion", "car", "product", "landmark", "general")
@@ -137,6 +138,7 @@ class ChatSetting:
         benchmark: whose texts these are: what it has paid for counts towards its budget.
         max_words: domain → most words of a text.
         default_max_words: of the other domains.
+        good4cir: options of that annotator; None where the chat annotator asks.
     """
 
     options: ChatOptions
@@ -145,6 +147,7 @@ class ChatSetting:
     benchmark: str
     max_words: Mapping[str, int]
     default_max_words: int
+    good4cir: Good4cirOptions | None = None
 
     def words(self, domain: str) -> int:
         """Most words of a domain's texts."""

@@ -42,6 +42,8 @@ class Question:
     """Name of the answer's form in `answers.FORMS`."""
     seed: int
     domain: str
+    max_tokens: int | None = None
+    """Most tokens of the answer; None = as the options say."""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -59,8 +61,18 @@ def prompts_hash() -> str:
 
 def instruction(profile: Profile, max_words: int) -> str:
     """The prompt of a pair."""
-    naming = _read("naming_car" if profile == "car" else "naming")
-    return Template(_read("pair")).substitute(max_words=max_words, naming=naming, hints=_read(profile))
+    words = {"max_words": str(max_words), "naming": naming(profile), "hints": hints(profile)}
+    return Template(_read("pair")).substitute(words)
+
+
+def naming(profile: Profile) -> str:
+    """What a text may not call the object."""
+    return _read("naming_car" if profile == "car" else "naming")
+
+
+def hints(profile: Profile) -> str:
+    """What to look for."""
+    return _read(profile)
 
 
 def instruction_hash(profile: Profile, max_words: int) -> str:
@@ -73,23 +85,24 @@ def pair_question(pair: PairToAnnotate, options: ChatOptions, max_words: int, se
     parts = (
         instruction(options.profile(pair.domain), max_words),
         "Starting photograph:",
-        _picture(pair.reference),
+        picture_of(pair.reference),
         "Wanted photograph:",
-        _picture(pair.target),
-        _where(pair),
+        picture_of(pair.target),
+        where(pair.reference, "starting photograph")
+        or "The object is the one that both photographs have in common.",
     )
-    return Question((("user", parts),), "text", _seed(seed, pair.pair_id), pair.domain)
+    return Question((("user", parts),), "text", seed_of(seed, pair.pair_id), pair.domain)
 
 
 def again_question(asked: Question, text: Annotation, fault: Rejection) -> Question:
     """The same once more, with the text that was given and the rule that it breaks."""
     said = json.dumps({"changes": text.extra.get("changes", []), "text": text.text}, ensure_ascii=False)
-    told = Template(_read("again")).substitute(fault=f"{_BROKEN[fault.reason]} ({fault.detail})")
+    told = Template(_read("again")).substitute(fault=f"{BROKEN[fault.reason]} ({fault.detail})")
     messages = (*asked.messages, ("assistant", (said,)), ("user", (told,)))
     return Question(messages, "text", asked.seed, asked.domain)
 
 
-_BROKEN = {
+BROKEN = {
     "no_text": "it is empty",
     "text_too_long": "it is too long",
     "text_names_instance": "it names the object",
@@ -112,15 +125,15 @@ def label_question(pairs: Sequence[PairToAnnotate], options: ChatOptions, seed: 
     if profile not in LABELLED:
         return None
     sides = {side["image_id"]: side for pair in pairs for side in (pair.reference, pair.target)}
-    pictures = [_picture(sides[name]) for name in sorted(sides)[:PICTURES_OF_A_LABEL]]
+    pictures = [picture_of(sides[name]) for name in sorted(sides)[:PICTURES_OF_A_LABEL]]
     parts: tuple[Part, ...] = (_read(f"label_{profile}"), *pictures)
-    return Question((("user", parts),), "label", _seed(seed, pairs[0].instance_id), pairs[0].domain)
+    return Question((("user", parts),), "label", seed_of(seed, pairs[0].instance_id), pairs[0].domain)
 
 
 def questions_question(pair: PairToAnnotate, text: str, seed: int) -> Question:
     """What to look for in a photo that a text wants."""
     asked = Template(_read("questions")).substitute(kind=pair.category, text=text)
-    return Question((("user", (asked,)),), "questions", _seed(seed, text), pair.domain)
+    return Question((("user", (asked,)),), "questions", seed_of(seed, text), pair.domain)
 
 
 def look_question(
@@ -128,8 +141,8 @@ def look_question(
 ) -> Question:
     """Questions about one photo of a pair."""
     listed = "\n".join(f"{n}. {' '.join(q.split())}" for n, q in enumerate(questions, 1))
-    parts = (Template(_read("look")).substitute(questions=listed), _picture(side))
-    return Question((("user", parts),), "look", _seed(seed, side["image_id"]), pair.domain)
+    parts = (Template(_read("look")).substitute(questions=listed), picture_of(side))
+    return Question((("user", parts),), "look", seed_of(seed, side["image_id"]), pair.domain)
 
 
 def canary_text() -> str:
@@ -159,7 +172,7 @@ def payload(question: Question, options: ChatOptions, urls: dict[str, str]) -> d
             for role, parts in question.messages
         ],
         "temperature": options.temperature,
-        "max_tokens": options.max_tokens,
+        "max_tokens": question.max_tokens or options.max_tokens,
         "seed": question.seed,
     }
     if options.answers_as == "json_schema":
@@ -178,26 +191,30 @@ def question_key(question: Question, options: ChatOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _where(pair: PairToAnnotate) -> str:
-    """Where the object is in the starting photo, in words: a drawn box would find its way into the texts."""
-    box = pair.reference["box"]
-    if box is None:
-        return "The object is the one that both photographs have in common."
-    width, height = pair.reference["width"], pair.reference["height"]
+def where(side: dict[str, Any], photograph: str) -> str | None:
+    """Where the object is in a photo, in words: a drawn box would find its way into the texts. None without a box.
+
+    Args:
+        side: of a pair.
+        photograph: what the sentence calls it.
+    """
+    if side["box"] is None:
+        return None
     x1, y1, x2, y2 = (
-        round(100 * v / side) for v, side in zip(box, (width, height, width, height), strict=True)
+        round(100 * v / side[size]) for v, size in zip(side["box"], ("width", "height") * 2, strict=True)
     )
     return (
-        f"In the starting photograph the object lies between {x1} and {x2} percent of the width, counted from the left,"
+        f"In the {photograph} the object lies between {x1} and {x2} percent of the width, counted from the left,"
         f" and between {y1} and {y2} percent of the height, counted from the top."
     )
 
 
-def _picture(side: dict[str, Any]) -> Picture:
+def picture_of(side: dict[str, Any]) -> Picture:
+    """The photo of a side of a pair."""
     return Picture(side["uri"], side["sha256"])
 
 
-def _seed(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     """A number that servers take as a seed: 31 bits."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0chat\0{name}".encode()).digest()[:4]) >> 1
 

@@ -9,6 +9,7 @@ from infra.base.config import load_recipe
 from infra.base.errors import RecipeError
 from pipelines.annotators.chat import prompts
 from pipelines.annotators.chat.options import PROFILES, ChatOptions
+from pipelines.annotators.good4cir.options import Good4cirOptions
 from pipelines.config import BuildRecipe
 
 CHAT = [("annotator", "chat"), ("chat.base_url", "http://localhost:8000/v1"), ("chat.model", "m")]
@@ -93,6 +94,21 @@ def test_every_profile_has_a_prompt_with_the_rules(profile: Any) -> None:
 def test_a_domain_takes_the_prompts_of_its_name_or_as_told() -> None:
     options = ChatOptions(base_url="http://h/v1", model="m", profiles={"toys": "product"})
     assert [options.profile(d) for d in ("toys", "car", "birds")] == ["product", "car", "general"]
+
+
+def test_good4cir_has_its_options_and_its_key_hangs_on_them() -> None:
+    def made(name: str, *more: tuple[str, str]) -> BuildRecipe:
+        return load_recipe(BuildRecipe, name, list(more))
+
+    listed, asked = made("photos_good4cir"), made("photos_chat")
+    assert (listed.annotator, listed.good4cir) == ("good4cir", Good4cirOptions())
+    assert asked.good4cir is None
+    assert listed.prompts() != asked.prompts() == prompts.prompts_hash()
+    assert made("photos_good4cir", ("good4cir.sentences", "2")).key("f") != listed.key("f")
+    with pytest.raises(RecipeError, match=r"good4cir: has no effect with annotator = chat"):
+        made("photos_chat", ("good4cir.sentences", "2"))
+    with pytest.raises(RecipeError, match=r"annotator = good4cir needs chat.base_url and chat.model"):
+        made("photos", ("annotator", "good4cir"))
 
 
 @pytest.mark.parametrize("name", ["photos_chat", "products10k_chat"])
