@@ -15,6 +15,7 @@ from typing import Any
 
 from infra.base import storage
 from infra.base.errors import OacirError
+from infra.base.hold import Hold
 from infra.base.progress import Progress
 from training import checkpoints
 from training.config import ScalingSection
@@ -54,6 +55,7 @@ def run_to_end(job: Job, streamed: Mapping[str, Any], watch: Watch) -> None:
     losses = Losses(job.recipe.scaling.max_failures, last_step(job.run_url))
     with Signals() as signals:
         while True:
+            watch.hold.require()
             ray.get(job.board.ready.remote())
             count = _room(job.recipe.scaling, signals, job.run_url)
             try:
@@ -225,6 +227,19 @@ def training_error(error: Exception, run_url: str) -> Exception:
     return error
 
 
+@dataclass(frozen=True)
+class Attendants:
+    """Who else has a say in a training.
+
+    Attributes:
+        hold: of its run.
+        listener: who follows it and may end it.
+    """
+
+    hold: Hold
+    listener: Listener | None
+
+
 @dataclass
 class Look:
     """When the room for workers was looked at last, and how much there was."""
@@ -237,10 +252,10 @@ class Watch:
     """Carries the board's news to the progress line, to the log and to MLflow, and looks after the machines."""
 
     def __init__(
-        self, board: Any, scaling: ScalingSection, progress: Progress, told: Log, listener: Listener | None
+        self, board: Any, scaling: ScalingSection, progress: Progress, told: Log, attendants: Attendants
     ) -> None:
         self.board, self.scaling, self.progress, self.log = board, scaling, progress, told
-        self.listener = listener
+        self.listener, self.hold = attendants.listener, attendants.hold
         self.notes, self.warnings, self.note = 0, 0, ""
         self.shown = progress.done
         self.working: Started | None = None
@@ -289,6 +304,8 @@ class Watch:
             self.listener.notes(news.notes)
             if self.listener.stopping():
                 self.board.ask.remote(Wish.STOP, "its listener ended the training")
+        if self.hold.taken_by is not None:
+            self.board.ask.remote(Wish.GIVE_UP, "another command has taken over")
         for told in news.notes:
             if told.group == "train" and told.step > self.shown:
                 self.shown, self.note = told.step, note(told.figures)

@@ -13,13 +13,14 @@ from infra.base import storage
 from infra.base.command import Context, Outcome
 from infra.base.config import recipe_hash
 from infra.base.errors import OacirError
+from infra.base.hold import held
 from infra.base.progress import Progress, duration
 from infra.base.tracking import tracking_uri
 from infra.base.versions import Draft, FileEntry, Version, content_hash, file_entry, resolve, rows_hash, start
 from training import card, checkpoints
 from training.anchors import anchors_of, region_counts
 from training.answers import require_room, with_negatives
-from training.attempts import RAY_FOLDER, Watch, run_to_end
+from training.attempts import RAY_FOLDER, Attendants, Watch, run_to_end
 from training.bank import bank_bytes
 from training.batches import Sampler
 from training.config import TrainRecipe
@@ -121,21 +122,37 @@ def train(
     if context.dry_run:
         return _plan(recipe, inputs, key)
     draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)
-    if draft.finished is not None:
-        figures = draft.finished.figures
-        uri = tracking_uri(recipe.tracking.mlflow_uri)
-        return Outcome(
-            f"nothing to do: this recipe was trained on this data before ({figures['steps']:,} steps): {draft.url}",
-            draft.url,
-            figures,
-            mending(Version(draft.url, draft.finished), uri),
-        )
+    if draft.finished is None:
+        with held(draft.url, "training") as hold:
+            # it may have been finished while this one waited
+            draft = start("runs", recipe.name, key, recipe, root=context.root, out=context.out)
+            if draft.finished is None:
+                return _trained(recipe, draft, inputs, Attendants(hold, listener), origin, began)
+    figures = draft.finished.figures
+    uri = tracking_uri(recipe.tracking.mlflow_uri)
+    return Outcome(
+        f"nothing to do: this recipe was trained on this data before ({figures['steps']:,} steps): {draft.url}",
+        draft.url,
+        figures,
+        mending(Version(draft.url, draft.finished), uri),
+    )
+
+
+def _trained(
+    recipe: TrainRecipe,
+    draft: Draft,
+    inputs: Inputs,
+    attendants: Attendants,
+    origin: str | None,
+    began: float,
+) -> Outcome:
+    """Train in a run that is held, from wherever it was left."""
     if origin is not None and not checkpoints.complete_steps(draft.url):
         checkpoints.branch(origin.partition(MARK)[0], draft.url)
     with logged(recipe, draft, inputs.versions) as log:
-        if listener is not None:
-            listener.begins(draft.url, inputs.total_steps)
-        costs, redone_from = _fit(recipe, draft, inputs, log, listener)
+        if attendants.listener is not None:
+            attendants.listener.begins(draft.url, inputs.total_steps)
+        costs, redone_from = _fit(recipe, draft, inputs, log, attendants)
         version = _commit(recipe, draft, inputs, costs, time.monotonic() - began)
         checkpoints.remove_all(draft.url)
         log.finished(version)
@@ -283,7 +300,7 @@ def _plan(recipe: TrainRecipe, inputs: Inputs, key: str) -> Outcome:
 
 
 def _fit(
-    recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log, listener: Listener | None
+    recipe: TrainRecipe, draft: Draft, inputs: Inputs, log: Log, attendants: Attendants
 ) -> tuple[dict[str, Any], int]:
     """Run the loop under Ray Train; figures of what it cost here, and the step it went on from."""
     import ray
@@ -343,12 +360,13 @@ def _fit(
     resumed = done[-1] if done else 0
     with (
         Progress("train", inputs.total_steps, "steps", done=resumed) as progress,
-        Watch(board, recipe.scaling, progress, log, listener) as watch,
+        Watch(board, recipe.scaling, progress, log, attendants) as watch,
     ):
         run_to_end(job, streamed, watch)
     parts: dict[str, float]
     parts, held, failure, rows = ray.get(board.result.remote())
     starts = ray.get(board.started.remote())
+    attendants.hold.require()
     if failure:
         kept = checkpoints.complete_steps(draft.url)
         asked = quadruples["query_id"].take(rows).to_pylist() if rows else []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from infra.base import storage
 from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError, RecipeError
+from infra.base.hold import held
 from infra.base.progress import Progress, duration
 from infra.base.tracking import tracking_uri
 from infra.base.versions import (
@@ -102,7 +103,7 @@ def tune(recipe: SweepRecipe, context: Context) -> Outcome:
             mending(open_version(draft.url), tracking_uri(plan.recipe.train.tracking.mlflow_uri), mended),
         )
     draft.uses(plan.parents)
-    with logged(plan.recipe, draft, plan.versions) as book:
+    with held(draft.url, "a sweep"), logged(plan.recipe, draft, plan.versions) as book:
         records = _run(plan, draft, context, book)
         if all(record.state == "failed" for record in records):
             reasons = sorted({record.reason for record in records})

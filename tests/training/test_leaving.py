@@ -18,7 +18,8 @@ import pytest
 from small_benchmark import write_benchmark
 
 from infra.base.command import Context, Outcome
-from infra.base.errors import TerminatedError
+from infra.base.errors import OacirError, TerminatedError
+from infra.base.hold import held
 from infra.base.progress import Progress
 from infra.base.versions import Version, open_version
 from pipelines.embed import embed
@@ -155,6 +156,11 @@ def test_sigterm_saves_the_step_and_the_same_command_goes_on(
     assert done[0] <= left < STEPS
     assert checkpoints.complete_steps(str(scene.root / "term")) == [left]
     assert not training_workers()
+    with (
+        held(str(scene.root / "term"), "training"),
+        pytest.raises(OacirError, match="another command works here"),
+    ):
+        scene.train("term", recipe())
     outcome = scene.train("term", recipe())
     assert outcome.figures["starts"] == [{"step": left, "workers": 2}]
     assert scene.same("term")
