@@ -1,7 +1,7 @@
 """The protocol against a server of another maker, `transformers serve`: requests are understood, counted and answered.
 
-Its model has random weights, so the canary must refuse it. The server needs the package openai, which is no dependency
-of ours: the test is skipped without it.
+Its model has random weights, so the canary must refuse it. The server needs the package openai, which comes with the
+extra dev.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.annotators.chat.prompts import Picture, Question, canary_text, pa
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="transformers serve needs openai"),
+    pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="transformers serve needs openai, of the extra dev"),
 ]
 
 
