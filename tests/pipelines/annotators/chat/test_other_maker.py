@@ -29,7 +29,7 @@ from pipelines.annotators.chat.prompts import Picture, Question, canary_text, pa
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="transformers serve needs openai, of the extra dev"),
+    pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai comes with the extra dev"),
 ]
 
 
