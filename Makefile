@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_WORKERS ?= 2
-SOURCES := infra pipelines training tuning benchmarks tests
+SOURCES := infra pipelines training tuning benchmarks tests docs
 
 CLUSTER ?= oacir-data
 
-.PHONY: cluster cluster-stop demo test check lint types layers long mutations bench drills clean help
+.PHONY: cluster cluster-stop demo test check lint types layers docs long mutations bench drills clean help
 
 help:  ## this list
 	@grep -hE '^[.a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,7 +36,7 @@ test: .venv  ## all tests but the long ones
 long: .venv  ## the tests that take minutes: further drills, compiled layers, workers killed while they stream photos
 	$(BIN)/pytest -m long
 
-check: lint types layers test  ## what CI runs: ruff, mypy strict, layers, tests
+check: lint types layers docs test  ## what CI runs: ruff, mypy strict, layers, documentation, tests
 
 lint: .venv
 	$(BIN)/ruff check $(SOURCES)
@@ -47,6 +47,10 @@ types: .venv
 
 layers: .venv
 	$(BIN)/lint-imports --no-logo
+
+# Every warning is an error: a link to nothing, a page that no list names, a command that no page has.
+docs: .venv  ## the documentation's site, build/site/index.html
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site -d build/site-cache . build/site
 
 mutations: .venv  ## plants known mistakes one at a time and names the test that catches each
 	$(BIN)/python tests/mutations.py
