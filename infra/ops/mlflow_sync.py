@@ -163,6 +163,8 @@ def _attach(spool: Spool, evaluations: list[Version], files: list[str]) -> None:
     for evaluation in evaluations:
         manifest = evaluation.manifest
         group = f"{manifest.figures['split']}/{manifest.figures['dataset']['name']}"
+        if manifest.figures.get("perturbed"):  # figures of another kind, which must not stand where scores do
+            group += f"/perturbed-{manifest.key}"
         teller.metrics(group, 0, scores(manifest.figures), _time_s(manifest.created_at))
         teller.input(
             manifest.figures["dataset"]["name"],

@@ -10,6 +10,7 @@ from typing import Any
 from infra.base import storage, versions
 from infra.base.errors import OacirError, VersionError
 from infra.base.versions import Kind, Version
+from pipelines.retrieval.robustness.config import in_words
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,19 @@ def compare(root: str, references: Sequence[str], labels: Sequence[str] | None) 
     """The evaluations of a report, in order.
 
     Raises:
-        OacirError: they ranked different queries or galleries, so that their figures do not compare.
+        OacirError: they ranked different queries or galleries, or queries perturbed in different ways, so that their
+            figures do not compare.
     """
     found = [versions.resolve(root, "evaluations", reference) for reference in references]
     names = labels or [v.manifest.name for v in found]
     first = found[0]
     for other in found[1:]:
+        if perturbation(other) != perturbation(first):
+            ways = [in_words(perturbation(v)) or "as the benchmark has them" for v in (first, other)]
+            raise OacirError(
+                f"{other.url} and {first.url} were asked with differently perturbed queries ({ways[1]}; {ways[0]}), so"
+                " their figures do not compare; evaluate both with the same --perturb options"
+            )
         if _subject(other) != _subject(first):
             raise OacirError(
                 f"{other.url} and {first.url} ranked different queries or galleries, so their figures do not compare;"
@@ -103,6 +111,11 @@ def dataset_of(root: str, one: Compared) -> Version:
             f" {stated['url']} nor under {storage.absolute(root)}; give the --root that holds it"
         )
     return found
+
+
+def perturbation(version: Version) -> dict[str, Any]:
+    """What was done to the queries of an evaluation; empty where nothing was."""
+    return {k: v for k, v in version.manifest.figures.get("perturbed", {}).items() if k != "counts"}
 
 
 def _subject(version: Version) -> dict[str, Any]:

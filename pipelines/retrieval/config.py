@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.base.config import Config, Name, recipe_hash
+from pipelines.retrieval.robustness.config import PerturbSection
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -36,11 +37,16 @@ class EvaluateRecipe(Config):
     """Foreign references (or texts) over which the blind baselines average."""
     seed: int = 0
     """Seed of the bootstrap and of the draws of the blind baselines."""
+    perturb: PerturbSection = Field(default_factory=PerturbSection)
+    """What is changed about the queries, to measure robustness; the galleries stay as they are."""
 
     def identity(self, *content_hashes: str) -> str:
         """The key of an evaluation: equal for recipes that give equal figures on these contents."""
-        places = {"name", "model", "dataset", "features", "encode_batch_size", "queries_per_chunk"}
-        return recipe_hash(self.model_dump(mode="json", exclude=places), *content_hashes)
+        places = {"name", "model", "dataset", "features", "encode_batch_size", "queries_per_chunk", "perturb"}
+        asked = self.model_dump(mode="json", exclude=places)
+        if changed := self.perturb.stated():
+            asked["perturb"] = changed
+        return recipe_hash(asked, *content_hashes)
 
 
 class AnswerRecipe(Config):

@@ -19,15 +19,19 @@ from pipelines.retrieval.config import EvaluateRecipe
 from pipelines.retrieval.engine import Encoder, Floats, encode_queries, join, rank, score
 from pipelines.retrieval.inputs import (
     DomainTask,
+    ImageTokens,
     ModelPlace,
     StoreTokens,
     find_dataset,
     find_model,
     load_tasks,
     require_features,
+    uris,
 )
 from pipelines.retrieval.protocols.base import Ranks
 from pipelines.retrieval.protocols.known import BENCHMARKS, benchmark_of
+from pipelines.retrieval.robustness.apply import ShownReferences, encodes_anew, perturb
+from pipelines.retrieval.robustness.config import in_words
 from pipelines.retrieval.summary import DomainResult
 from training.anchors import region_counts
 
@@ -68,12 +72,19 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     began = time.monotonic()
     model, processor = place.load(with_tower=False)
     stores = require_features(context.root, recipe.features, place, dataset, processor)
-    encoder = Encoder(model, processor, StoreTokens(joined(stores)), recipe.encode_batch_size)
+    tasks, changed = perturb(tasks, recipe.perturb, processor)
+    source = StoreTokens(joined(stores))
+    shown: ShownReferences | None = None
+    if encodes_anew(recipe.perturb, processor):
+        model, processor = place.load()
+        images = ImageTokens(model, processor, uris(dataset), *place.token_types(stores[0]))
+        shown = ShownReferences(source, images, recipe.perturb)
+    encoder = Encoder(model, processor, source if shown is None else shown, recipe.encode_batch_size)
     loaded = time.monotonic()
     with Progress("evaluate", sum(len(t.queries) for t in tasks), "queries") as progress:
         results = []
         for task in tasks:
-            results.append(evaluate_domain(encoder, task, recipe))
+            results.append(evaluate_domain(encoder, task, recipe, shown))
             progress.update(len(task.queries))
     ranked = time.monotonic()
 
@@ -92,6 +103,8 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     }
     asked = _asked(processor, tasks)
     data["asked"] = asked
+    if stated := recipe.perturb.stated():
+        data["perturbed"] = {**stated, "counts": changed}
     data["notes"] = summary.notes(data) + _notes(asked)
     tables = {f"rankings/{r.task.domain}.parquet": rankings_table(r) for r in results}
     rows = versions.combine(versions.rows_hash(t.to_pylist()) for t in tables.values())
@@ -115,13 +128,22 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     return _outcome(version, "evaluated")
 
 
-def evaluate_domain(encoder: Encoder, task: DomainTask, recipe: EvaluateRecipe) -> DomainResult:
-    """Rank one domain's gallery for its queries, and for the two blind baselines; the gallery is encoded once."""
+def evaluate_domain(
+    encoder: Encoder, task: DomainTask, recipe: EvaluateRecipe, shown: ShownReferences | None = None
+) -> DomainResult:
+    """Rank one domain's gallery for its queries, and for the two blind baselines; the gallery is encoded once.
+
+    Args:
+        encoder: the model with its source of tokens.
+        task: queries and gallery.
+        recipe: how many candidates are kept, and how the blind baselines are drawn.
+        shown: the references as the model is shown them, where they are not those of the store.
+    """
     import torch
 
     queries, gallery, chunk = task.queries, task.gallery, recipe.queries_per_chunk
     targets = torch.cat(list(encoder.targets(gallery.image_ids)))
-    prepared = encoder.prepare(queries)
+    prepared = encoder.prepare(queries) if shown is None else shown.prepare(encoder, queries)
     vectors, betas = encode_queries(encoder, prepared)
     scorer = encoder.model.score
 
@@ -230,6 +252,8 @@ def _plan(
     forwards = queries * (1 + recipe.blind_references)
     pairs = sum(len(t.queries) * len(t.gallery) for t in tasks) * (1 + 2 * recipe.blind_references)
     lines = [f"{t.domain}: {len(t.queries):,} queries against {len(t.gallery):,} images" for t in tasks]
+    if stated := recipe.perturb.stated():
+        lines.append(f"perturbed: {in_words(stated)}")
     return Outcome(
         f"would rank {queries:,} queries of {dataset.url} ({recipe.split}) with {place.url}: {images:,} target and"
         f" {forwards:,} query forwards, {pairs:,} scores",

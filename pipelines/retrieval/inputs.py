@@ -292,6 +292,12 @@ def image_sizes(dataset: versions.Version) -> dict[str, tuple[int, int]]:
     return dict(zip(images["image_id"].to_pylist(), pairs, strict=True))
 
 
+def uris(dataset: versions.Version) -> dict[str, str]:
+    """Where each image of a dataset lies."""
+    images = dataset.table("images", ["image_id", "uri"])
+    return dict(zip(images["image_id"].to_pylist(), images["uri"].to_pylist(), strict=True))
+
+
 def _query_set(
     rows: list[dict[str, Any]],
     sizes: dict[str, tuple[int, int]],

@@ -14,6 +14,7 @@ from pipelines.retrieval.inputs import DomainTask
 from pipelines.retrieval.protocols.base import AVERAGE, Benchmark, Candidates, Floats, Ranks
 from pipelines.retrieval.protocols.known import stated_in
 from pipelines.retrieval.protocols.oacirr import BUILT
+from pipelines.retrieval.robustness.config import in_words
 
 FEW_QUERIES = 100
 
@@ -102,6 +103,9 @@ def figures(
 def notes(data: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before believing the figures."""
     said = []
+    if stated := data.get("perturbed"):
+        told = ", ".join(f"{count:,} {what}" for what, count in stated["counts"].items())
+        said.append(f"perturbed queries ({in_words(stated)}; {told}): compare with no score of the benchmark")
     queries = data["overall"]["queries"]
     if queries < FEW_QUERIES:
         said.append(f"{queries} queries: too few to rank models (fewer than {FEW_QUERIES})")

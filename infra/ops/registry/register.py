@@ -203,6 +203,10 @@ def _evaluation(root: str, name: str, place: ModelPlace) -> Version:
     found = resolve(root, "evaluations", name)
     if found.manifest.parents.get("model") != place.content_hash:
         raise OacirError(f"{found.url}: evaluates another model than {place.url}; name one of its own")
+    if found.manifest.figures.get("perturbed"):
+        raise OacirError(
+            f"{found.url}: its queries were perturbed, so its figures are no scores; name another"
+        )
     return found
 
 
