@@ -71,6 +71,23 @@ VERBS: dict[str, Verb] = {
         "pipelines.exporting:ExportRecipe",
         "pipelines.exporting:export",
     ),
+    "review export": Verb(
+        "quadruples of a build → tasks for people in Label Studio",
+        "pipelines.annotators.people.exporting:ReviewExportRecipe",
+        "pipelines.annotators.people.exporting:export",
+    ),
+    "review import": Verb(
+        "what people said in Label Studio → decisions that the next build applies",
+        "pipelines.annotators.people.importing:ReviewImportRecipe",
+        "pipelines.annotators.people.importing:import_",
+        no_out="--reviews is where decisions are kept",
+    ),
+    "review status": Verb(
+        "how far people are, and how far they agree",
+        "pipelines.annotators.people.importing:ReviewStatusRecipe",
+        "pipelines.annotators.people.importing:status",
+        no_out=MAKES_NOTHING,
+    ),
     "data list": Verb(
         "every version under the root",
         "pipelines.data:ListRecipe",
@@ -271,6 +288,7 @@ FAMILIES: dict[str, str] = {
     "jobs": "commands that were submitted to a Ray cluster",
     "mlflow": "tracking server and what it lacks",
     "registry": "registered models and their champions",
+    "review": "quadruples that people look at",
     "runs": "trainings under the root",
     "site": "a small production set-up of this machine",
 }

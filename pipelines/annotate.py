@@ -192,7 +192,7 @@ class AnnotateStage(Stage):
         "listing", "_work/images/filtered", "instances", "measures", "pairs",
     )  # fmt: skip
     shared = ("splits", "near_duplicates")
-    outputs = ("quadruples", "rejects/annotate")
+    outputs: ClassVar[tuple[str, ...]] = ("quadruples", "rejects/annotate")
     _gone: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _writer: Annotator | None = field(default=None, init=False, repr=False)
     _done: DoneParts | None = field(default=None, init=False, repr=False)
@@ -202,7 +202,7 @@ class AnnotateStage(Stage):
         near = self.common["near_duplicates"].to_pylist()
         self._gone = {row["image_id"]: row["other_id"] for row in near if row["rejected"]}
         self._writer = make_annotator(self.annotator, self.chat)
-        self._done = DoneParts(self.version_url, self.name) if self._writer.free else None
+        self._done = DoneParts(self.version_url, self.name, self.outputs[0]) if self._writer.free else None
 
     def __call__(self, part: Part) -> StageResult:
         """Annotate every pair of the part."""
@@ -241,7 +241,7 @@ class AnnotateStage(Stage):
             entity="quadruples", taken_in=len(pairs), kept=len(quadruples), rejected=dict(refused)
         )
         made = {
-            "quadruples": pa.Table.from_pylist(quadruples, TABLES["quadruples"]),
+            self.outputs[0]: pa.Table.from_pylist(quadruples, TABLES["quadruples"]),
             "rejects/annotate": pa.Table.from_pylist(rejects, TABLES["rejects"]),
         }
         return StageResult(made, [account], counts)

@@ -8,12 +8,13 @@ from typing import Any
 
 from infra.base import storage, versions
 from infra.base.secrets import read_secret
-from pipelines.annotate import AnnotateStage, GroundedAnnotateStage
+from pipelines.annotate import AnnotateStage
 from pipelines.annotators.chat.annotator import COMPLETION, KEPT, PAID, PROMPT, RETRIED
 from pipelines.annotators.chat.canary import check_eyes
 from pipelines.annotators.chat.options import ChatOptions, ChatSetting
 from pipelines.config import AnnotatorKind, BuildRecipe
 from pipelines.earlier import Earlier
+from pipelines.reviewing import annotate_stage
 from pipelines.stages import RECORDS, PartRecord, run_stages
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def ask(
         default_max_words=recipe.thresholds.default.max_words,
         good4cir=recipe.good4cir,
     )
-    kind = GroundedAnnotateStage if recipe.grounding else AnnotateStage
+    kind = annotate_stage(recipe)
     writer: AnnotatorKind = "good4cir" if recipe.good4cir else "chat"
     stage = kind(writer, recipe.thresholds, recipe.seed, earlier, None, chat=setting, version_url=draft.url)
     return run_stages([stage], draft.url, parts, workers=1, label="ask")

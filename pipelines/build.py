@@ -14,7 +14,7 @@ from infra.base import versions
 from infra.base.command import Context, Outcome
 from infra.base.config import Config
 from infra.base.errors import OacirError
-from pipelines.annotate import AnnotateStage, GroundedAnnotateStage
+from pipelines.annotators.people.store import Reviews
 from pipelines.asking import ask, chat_figures
 from pipelines.collect import CollectStage, Listed, expected_parts, no_image, write_listing
 from pipelines.config import AnnotatorKind, BuildRecipe
@@ -34,6 +34,7 @@ from pipelines.gallery import (
 )
 from pipelines.grounding import GroundStage
 from pipelines.records import TABLES
+from pipelines.reviewing import annotate_stage, open_reviews, people_figures, people_plan, prepare
 from pipelines.sources.base import Source
 from pipelines.sources.deepfashion2 import DeepFashion2, DeepFashion2Config
 from pipelines.sources.hf_datasets import HuggingFace
@@ -70,15 +71,16 @@ def build(recipe: BuildRecipe, context: Context) -> Outcome:
     """
     source = make_source(recipe, context.root)
     earlier = open_earlier(context.root, recipe.update, recipe) if recipe.update else None
+    reviews = open_reviews(recipe, context.root)
     if context.dry_run:
-        return _plan(recipe, source)
-    key = recipe.key(source.fingerprint(), *([earlier.content_hash] if earlier else []))
+        return _plan(recipe, source, reviews)
+    key = recipe.key(source.fingerprint(), *(what.content_hash for what in (earlier, reviews) if what))
     draft = versions.start("datasets", recipe.name, key, recipe, root=context.root, out=context.out)
     if draft.finished:
         return _outcome(
             versions.Version(draft.url, draft.finished), "nothing to do, this recipe over this input is done"
         )
-    return _outcome(_make(recipe, source, draft, earlier, context), "benchmark built")
+    return _outcome(_make(recipe, source, draft, earlier, reviews, context), "benchmark built")
 
 
 def make_source(recipe: BuildRecipe, root: str) -> Source:
@@ -100,7 +102,12 @@ def annotator_kind(recipe: BuildRecipe) -> AnnotatorKind:
 
 
 def _make(
-    recipe: BuildRecipe, source: Source, draft: versions.Draft, earlier: Earlier | None, context: Context
+    recipe: BuildRecipe,
+    source: Source,
+    draft: versions.Draft,
+    earlier: Earlier | None,
+    reviews: Reviews | None,
+    context: Context,
 ) -> versions.Version:
     parents = {"earlier": earlier.content_hash} if earlier else {}
     known = earlier.for_workers() if earlier else None
@@ -134,12 +141,14 @@ def _make(
         records |= run_stages([ground], draft.url, parts, workers=workers, label="ground")
     annotate: list[Stage] = []
     if recipe.chat is None:
-        stage = GroundedAnnotateStage if recipe.grounding else AnnotateStage
-        annotate.append(
-            stage(annotator_kind(recipe), recipe.thresholds, seed, known, recipe.seconds_per_record)
-        )
+        kind, patience = annotator_kind(recipe), recipe.seconds_per_record
+        annotate.append(annotate_stage(recipe)(kind, recipe.thresholds, seed, known, patience))
     else:
         records |= ask(recipe, recipe.chat, draft, context.root, parts, known)
+    if reviews is not None:  # which texts are copies is known when all are written
+        if annotate:
+            records |= run_stages(annotate, draft.url, parts, workers=workers, label="annotate")
+        annotate = [prepare(recipe, reviews, draft.url, parts)]
     if recipe.gallery.choice == "random":
         last = [*annotate, CandidateStage(recipe.gallery, seed)]
         records |= run_stages(last, draft.url, parts, workers=workers, label="annotate")
@@ -151,7 +160,7 @@ def _make(
         records |= run_stages([hard], draft.url, parts, workers=workers, label="hard negatives")
     distractors = _write_distractors(recipe, draft, parts)
     records |= run_stages([GalleryStage()], draft.url, parts, workers=workers, label="galleries")
-    figures = _figures(recipe, draft, listed, records, distractors, dealt)
+    figures = _figures(recipe, draft, listed, records, distractors, dealt, reviews)
     return publish(
         draft,
         records,
@@ -208,6 +217,7 @@ def _figures(
     records: dict[str, list[PartRecord]],
     distractors: dict[str, dict[str, int]],
     dealt: Dealt,
+    reviews: Reviews | None,
 ) -> dict[str, Any]:
     galleries: dict[str, list[pa.ChunkedArray]] = {}
     for table in read_parts(draft.url, "gallery", listed.parts, ["gallery_id", "image_id"]):
@@ -227,6 +237,7 @@ def _figures(
         "annotator": annotator_kind(recipe),
         **({"grounding": _grounding_figures(recipe.grounding.model, counts)} if recipe.grounding else {}),
         **({"chat": chat_figures(recipe, recipe.chat, counts)} if recipe.chat else {}),
+        **({"people": people_figures(recipe.people, reviews, counts)} if recipe.people and reviews else {}),
         "domains": {
             domain: domain_figures(
                 recipe.thresholds.of(domain),
@@ -257,7 +268,7 @@ def _grounding_figures(model: str, counts: Mapping[str, Mapping[str, int]]) -> d
     return {"model": model} | {s: sum(c.get(f"boxes {s}", 0) for c in counts.values()) for s in states}
 
 
-def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
+def _plan(recipe: BuildRecipe, source: Source, reviews: Reviews | None) -> Outcome:
     """What a build would do, without writing anything."""
     images: Counter[str] = Counter()
     size_bytes = 0
@@ -299,6 +310,8 @@ def _plan(recipe: BuildRecipe, source: Source) -> Outcome:
             f"texts: {c.model} at {c.base_url}, {each} to {each + 1} requests a pair{also}, {c.concurrency} at once;"
             f" {most}"
         )
+    if reviews is not None:
+        lines.append(people_plan(reviews))
     return Outcome(
         "plan only, nothing was made", figures={"images": dict(images), "parts": parts}, details=tuple(lines)
     )

@@ -13,6 +13,7 @@ from pipelines.annotators.chat.options import ChatOptions
 from pipelines.annotators.chat.prompts import prompts_hash
 from pipelines.annotators.good4cir.options import Good4cirOptions
 from pipelines.annotators.good4cir.questions import prompts_hash as good4cir_prompts_hash
+from pipelines.annotators.people.options import PeopleOptions
 from pipelines.grounding import GroundingOptions
 from pipelines.images import ImageLimits
 from pipelines.sources.deepfashion2 import DeepFashion2Config
@@ -30,7 +31,7 @@ ASKING = ("chat", "good4cir")
 """Annotators that ask a chat model."""
 EXECUTION_ONLY: dict[str, Any] = {
     "workers": True, "images_per_part": True, "encoder": {"gpus"}, "chat": set(CHAT_EXECUTION_ONLY),
-    "grounding": {"gpus", "images_at_once"},
+    "grounding": {"gpus", "images_at_once"}, "people": {"reviews"},
 }  # fmt: skip
 """Options that change how a build runs, never what it makes."""
 
@@ -153,6 +154,8 @@ class BuildRecipe(Config):
     """The server and model of annotator = chat or good4cir."""
     good4cir: Good4cirOptions | None = Field(None, validate_default=True)
     """How annotator = good4cir lists photos and puts texts together; null = its defaults."""
+    people: PeopleOptions | None = None
+    """What is made of the decisions of people (`oacir review`); null = they are not applied."""
     gallery: GalleryOptions = Field(default_factory=GalleryOptions)
     """What is added to the galleries."""
     update: str | None = None
@@ -232,22 +235,22 @@ class BuildRecipe(Config):
             return None
         return good4cir_prompts_hash() if self.annotator == "good4cir" else prompts_hash()
 
-    def key(self, fingerprint: str, *earlier: str) -> str:
+    def key(self, fingerprint: str, *others: str) -> str:
         """The key of the version this recipe makes of an input with that fingerprint.
 
         Args:
             fingerprint: the source's.
-            earlier: content hash of the version that it updates, if it does: splits depend on it.
+            others: content hashes of the version that it updates, since splits depend on it, and of what people said;
+                of each where there is one.
         """
         data = self.model_dump(mode="json", exclude=EXECUTION_ONLY | {"update": True})
         if "root" in data["source"]:
             data["source"]["root"] = storage.absolute(data["source"]["root"])
-        if data["grounding"] is None:
-            del data["grounding"]
-        if data["good4cir"] is None:
-            del data["good4cir"]
+        for section in ("grounding", "good4cir", "people"):
+            if data[section] is None:
+                del data[section]
         if data["chat"] is None:  # a recipe that has none keeps the key it had before there was one
             del data["chat"]
         else:
             data["chat"]["prompts"] = self.prompts()
-        return recipe_hash(data, fingerprint, *earlier)
+        return recipe_hash(data, fingerprint, *others)

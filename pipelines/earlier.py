@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -66,10 +66,12 @@ class Earlier:
     do not need it."""
     texts_of: frozenset[str]
     """Domains whose texts would be written again by the same annotator with the same options."""
+    quadruples: str = "quadruples"
+    """Where the annotator's own quadruples lie, before people."""
 
     def for_workers(self) -> Earlier:
         """The same without what only the driver needs."""
-        return Earlier(self.url, self.content_hash, self.parts, {}, self.texts_of)
+        return replace(self, splits={})
 
     def images(self, listing: pa.Table) -> dict[str, KnownImage]:
         """The known ones among the listed images; those with a mask are not, whose own change no listing states."""
@@ -134,7 +136,7 @@ class Earlier:
             # the splits decide over near-duplicates; a machine or server may do better today
             if row["reason"] not in ("near_duplicate_across_splits", "timeout", "no_answer"):
                 answers[row["key"]] = Rejection(row["reason"], row["detail"])
-        for row in self._rows("quadruples", parts, None, ids, "query_id"):
+        for row in self._rows(self.quadruples, parts, None, ids, "query_id"):
             said = row["provenance"]
             answers[row["query_id"]] = Annotation(
                 row["modification_text"],
@@ -201,6 +203,7 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
         )
     from pipelines.build import annotator_kind
     from pipelines.config import BuildRecipe as Recipe
+    from pipelines.reviewing import ANNOTATED
 
     version = versions.resolve(root, "datasets", reference, holding="descriptors")
     try:
@@ -252,4 +255,5 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
             if same_writer
             and before.thresholds.of(domain).max_words == recipe.thresholds.of(domain).max_words
         ),
+        quadruples="quadruples" if before.people is None else ANNOTATED,
     )

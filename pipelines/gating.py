@@ -23,8 +23,8 @@ class DoneParts:
     killed in between.
     """
 
-    def __init__(self, version_url: str, stage: str) -> None:
-        self.version_url, self.stage = version_url, stage
+    def __init__(self, version_url: str, stage: str, table: str = "quadruples") -> None:
+        self.version_url, self.stage, self.table = version_url, stage, table
         self.texts: set[bytes] = set()
         self.used: Counter[str] = Counter()
         self._known: set[str] = set()
@@ -44,7 +44,7 @@ class DoneParts:
         used: Counter[str] = Counter()
         for counts in record["counts"].values():
             used.update(counts)
-        place = storage.join(self.version_url, part_path("quadruples", record["part"]))
+        place = storage.join(self.version_url, part_path(self.table, record["part"]))
         texts = storage.read_table(place, ["modification_text"])["modification_text"].to_pylist()
         return {fingerprint(text) for text in texts}, used
 

@@ -140,6 +140,43 @@ BOXES = pa.schema(
     ]
 )
 """Boxes that a detector found in photos whose source has none; those in review are the queue for people."""
+REVIEW_TASKS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),  # hash of what is shown: pair, photos, text, box
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("reference_sha256", pa.string(), nullable=False),
+        pa.field("target_sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # of the upright reference
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("text", pa.string()),  # null: a person is to write it
+        pa.field("box", BOX),  # null: a person is to draw it
+        pa.field("dataset", pa.string(), nullable=False),  # name/key of the version it was exported from
+        # the rules that a person's text is held against
+        pa.field("max_words", pa.int32(), nullable=False),
+        pa.field("names", pa.list_(pa.string()), nullable=False),
+        pa.field("kinds", pa.list_(pa.string()), nullable=False),
+    ]
+)
+"""What was given to people to review."""
+REVIEWS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("person", pa.string(), nullable=False),
+        pa.field("decided_at", pa.string(), nullable=False),  # ISO 8601 in UTC
+        pa.field("seconds", pa.float64()),  # that it took
+        pa.field("verdict", pa.string(), nullable=False),  # accept | edit | reject
+        pa.field("words", pa.string()),  # the person's own about it
+        pa.field("text_before", pa.string()),
+        pa.field("text_after", pa.string()),  # null: rejected
+        pa.field("box_before", BOX),
+        pa.field("box_after", BOX),
+        # what a build made of it: applied | outvoted | disagreement | stale | fault; null as it was imported
+        pa.field("state", pa.string()),
+    ]
+)
+"""Who decided what, when, and what changed; one row for each person and task."""
 NEAR_DUPLICATES = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -193,7 +230,9 @@ GALLERY = pa.schema(
 )
 REJECTS = pa.schema(
     [
-        pa.field("stage", pa.string(), nullable=False),  # collect | filter | ground | annotate | gallery
+        pa.field(
+            "stage", pa.string(), nullable=False
+        ),  # collect | filter | ground | annotate | review | gallery
         pa.field("entity", pa.string(), nullable=False),  # images | boxes | instances | pairs | quadruples
         pa.field("key", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),  # one of REASONS
@@ -239,6 +278,8 @@ TABLES: dict[str, pa.Schema] = {
     "groups": GROUPS,
     "splits": SPLITS,
     "boxes": BOXES,
+    "review_tasks": REVIEW_TASKS,
+    "reviews": REVIEWS,
     "near_duplicates": NEAR_DUPLICATES,
     "distractors": DISTRACTORS,
     "quadruples": QUADRUPLES,
@@ -276,6 +317,8 @@ REASONS = frozenset(
         "text_names_image", "text_names_category", "text_repeats", "text_untrue", "text_not_separating",
         # quadruples, of a model that is asked: its answer is none, there is none, the object is not told by eye
         "bad_answer", "no_answer", "not_visual",
+        # quadruples that people reviewed: refused, judged in two ways, not yet judged where a build leaves such out
+        "person_rejected", "people_disagree", "people_pending",
     }
 )  # fmt: skip
 """The closed vocabulary of why a record was dropped."""

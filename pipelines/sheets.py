@@ -73,6 +73,9 @@ WORDS = {
     "bad_answer": "the model's answer has not the form asked for",
     "no_answer": "the model gave no answer",
     "not_visual": "the object cannot be told by eye alone",
+    "person_rejected": "a person refused it",
+    "people_disagree": "people judged it in different ways",
+    "people_pending": "no person has judged it yet",
 }
 """Reason → what it means, for people; one for each of `records.REASONS`."""
 

@@ -6,11 +6,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from infra.base.versions import Manifest
+from pipelines.annotators.people.agreement import lines as people_agree
 from pipelines.config import DomainThresholds
 
 QUERY_SPLITS = ("train", "dev", "test")
-STAGES = ("render", "listing", "collect", "filter", "split", "ground", "annotate", "candidates", "gallery")
+STAGES = (
+    "render", "listing", "collect", "filter", "split", "ground", "annotate", "review", "candidates", "gallery",
+)  # fmt: skip
 """The order in which a build does its stages; a manifest keeps them by name."""
+LOSING = (
+    ("review", ("quadruples",)), ("annotate", ("quadruples",)), ("filter", ("pairs", "images", "instances")),
+)  # fmt: skip
+"""Stages that may take everything, the last one first, and what of."""
 T = TypeVar("T")
 DOMAINS_TOLD = 4
 MORE = "give it more photos of each instance, in different settings"
@@ -27,6 +34,9 @@ HINTS = {
     "text_not_separating": "read the questions and answers in rejects, or lower chat.check.min_gap",
     "bad_answer": "read the answers in rejects; name another model, or raise chat.max_tokens (good4cir.max_tokens)",
     "no_answer": "read the details in rejects, and see to the server",
+    "person_rejected": "read the words of those who rejected in rejects",
+    "people_disagree": "have one more person judge them, or set people.conflict to latest",
+    "people_pending": "have people judge them, or set people.pending to keep",
     "too_few_images": "give every instance at least tau_valid photos, or lower tau_valid in thresholds",
 }
 """Reason that took most → what to do."""
@@ -132,9 +142,9 @@ def no_query(manifest: Manifest) -> str | None:
 
 def _losses(manifest: Manifest) -> dict[str, int]:
     """Reason → records it took, at the last stage that anything came to."""
-    for stage, entities in (("annotate", ("quadruples",)), ("filter", ("pairs", "images", "instances"))):
+    for stage, entities in LOSING:
         losses: dict[str, int] = {}
-        for account in manifest.accounts[stage]:
+        for account in manifest.accounts.get(stage, []):
             if account.entity in entities:
                 for reason, count in account.rejected.items():
                     losses[reason] = losses.get(reason, 0) + count
@@ -143,6 +153,21 @@ def _losses(manifest: Manifest) -> dict[str, int]:
         if any(losses.values()):
             return losses
     return {}
+
+
+def people_lines(people: Mapping[str, Any]) -> Iterator[str]:
+    """What people did of a build, and what waits for them."""
+    waits = people["pending"] + people["disagree"] + people["stale"]
+    rule = "left out" if people["rule_pending"] == "leave_out" else "kept as written"
+    disagreed = f" ({people['rule_conflict']})" if people["rule_conflict"] == "reject" else ""
+    yield (
+        f"people: {people['exported']:,} pairs given to {people['people']:,}: {people['accepted']:,} accepted,"
+        f" {people['edited']:,} edited, {people['rejected']:,} rejected, {people['fault']:,} with a text that breaks a"
+        f" rule; {waits:,} pending, {rule}: {people['pending']:,} undecided, {people['disagree']:,} judged in two"
+        f" ways{disagreed}, {people['stale']:,} decided for another text or photo"
+        + (f"; {people['gone']:,} are not in this build" if people["gone"] else "")
+    )
+    yield from people_agree(people["agreement"])
 
 
 def details_of(manifest: Manifest) -> Iterator[str]:
@@ -179,6 +204,8 @@ def details_of(manifest: Manifest) -> Iterator[str]:
         )
         again = chat["texts_asked_again"]
         yield f"texts that broke a rule: {again:,}, mended by a second try: {chat['texts_mended']:,}"
+    if people := manifest.figures.get("people"):
+        yield from people_lines(people)
     near = manifest.figures["near_duplicates"]
     if near["pairs"]:
         gone = ", ".join(f"{count:,} of {split}" for split, count in near["images_rejected"].items())
