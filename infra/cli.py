@@ -160,7 +160,7 @@ VERBS: dict[str, Verb] = {
         no_out="a query makes no version; --picture FILE.png is where its picture goes",
     ),
     "report": Verb(
-        "evaluations → one HTML page",
+        "evaluations → one HTML page, or a leaderboard of any number of them",
         "pipelines.retrieval.config:ReportRecipe",
         "pipelines.retrieval.report:report",
     ),

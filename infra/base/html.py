@@ -1,4 +1,4 @@
-"""The page kit: one self-contained HTML file, escaped by default, that needs no network and no script."""
+"""The page kit: one self-contained HTML file, escaped by default, that needs no network, and no script to be read."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def render(template: str, **values: Any) -> Markup:
         lstrip_blocks=True,
     )
     return Markup(environment.get_template(template).render(**values))
+
+
+def source(name: str) -> Markup:
+    """A script of `infra/base/templates` as it is, for a page that allows it by the hash of its bytes."""
+    from importlib import resources
+
+    from markupsafe import Markup
+
+    return Markup((resources.files("infra.base") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def data_uri(data: bytes, mime: str) -> str:

@@ -61,7 +61,6 @@ def compare(root: str, references: Sequence[str], labels: Sequence[str] | None) 
             figures do not compare.
     """
     found = [versions.resolve(root, "evaluations", reference) for reference in references]
-    names = labels or [v.manifest.name for v in found]
     first = found[0]
     for other in found[1:]:
         if perturbation(other) != perturbation(first):
@@ -73,8 +72,14 @@ def compare(root: str, references: Sequence[str], labels: Sequence[str] | None) 
         if _subject(other) != _subject(first):
             raise OacirError(
                 f"{other.url} and {first.url} ranked different queries or galleries, so their figures do not compare;"
-                " make one report for each"
+                " make one report for each, or a --page leaderboard, which has a table for each"
             )
+    return labelled(root, found, labels)
+
+
+def labelled(root: str, found: Sequence[Version], labels: Sequence[str] | None) -> list[Compared]:
+    """Evaluations of any galleries with their runs, in order; those of one given label are seeds of one model."""
+    names = labels or [v.manifest.name for v in found]
     return [
         Compared(
             name,

@@ -103,12 +103,17 @@ class QueryRecipe(Config):
 
 
 class ReportRecipe(Config):
-    """One page over any number of evaluations of the same galleries."""
+    """One page over any number of evaluations."""
 
-    name: Name = "report"
-    """Name of the page: reports/<name>.html under the root, unless --out names a place."""
-    evaluations: Annotated[list[str], Field(min_length=1)]
-    """Evaluations (path or URL, name/key, or name: the newest of it), in the order of the page."""
+    page: Literal["comparison", "leaderboard"] = "comparison"
+    """comparison: evaluations of the same galleries in detail; leaderboard: any evaluations, a sorted table for each
+    benchmark, with Markdown and CSV beside the page."""
+    name: Name | None = None
+    """Name of the page: reports/<name>.html under the root, unless --out names a place; null takes report, or
+    leaderboard."""
+    evaluations: list[str] = Field(default=[])
+    """Evaluations (path or URL, name/key, or name: the newest of it), in the order of the page. A comparison needs one
+    or more; a leaderboard without any takes every one under the root."""
     labels: list[str] | None = None
     """What the page calls the models, in the order of the evaluations; null takes the evaluations' names. One label
     given several times names seeds of one model, which are then compared as such."""
@@ -122,6 +127,19 @@ class ReportRecipe(Config):
     """Load the models and show where they looked, with β and without."""
     page_bytes: Annotated[int, Field(ge=200_000)] = 5_000_000
     """Largest size of the page; thumbnails shrink to fit, down to 48 px."""
+
+    @property
+    def called(self) -> str:
+        """The page's name."""
+        return self.name or {"comparison": "report", "leaderboard": "leaderboard"}[self.page]
+
+    @model_validator(mode="after")
+    def _something_to_compare(self) -> Self:
+        if self.page == "comparison" and not self.evaluations:
+            raise ValueError(
+                "a comparison needs evaluations; name one or more, or ask for --page leaderboard"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_label_each(self) -> Self:

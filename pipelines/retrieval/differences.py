@@ -29,26 +29,11 @@ def differences(dataset: Version, compared: Sequence[Compared], seed: int = 0) -
         rows of first, second, seeds (how many evaluations each has), metric, value, low, high (percentage points, the
         first less the second), p (corrected) and verdict.
     """
-    from training.significance import holm, paired_difference
-
-    models: dict[str, list[Compared]] = {}
-    for one in compared:
-        models.setdefault(one.model, []).append(one)
+    models = by_model(compared)
     if len(models) < 2:
         return []
-    columns = ["query_id", "instance_id", "domain"]
-    asked = {row["query_id"]: row for row in dataset.table("quadruples", columns).to_pylist()}
-    order = sorted(compared[0].rankings)
-    clusters = [asked[query_id]["instance_id"] for query_id in order]
-    strata = [asked[query_id]["domain"] for query_id in order]
     metrics = stated_in(compared[0].figures)["headline"]
-    hits = {name: {m: _hits(seeds, order, m) for m in metrics} for name, seeds in models.items()}
-    found: list[tuple[str, str, str, Difference]] = [
-        (a, b, m, paired_difference(hits[a][m], hits[b][m], clusters, strata, seed=seed))
-        for a, b in combinations(models, 2)
-        for m in metrics
-    ]
-    corrected = holm([difference.p for *_, difference in found])
+    found = paired(dataset, models, list(combinations(models, 2)), metrics, seed)
     return [
         {
             "first": a,
@@ -61,8 +46,56 @@ def differences(dataset: Version, compared: Sequence[Compared], seed: int = 0) -
             "p": p,
             "verdict": verdict(a, b, difference, p),
         }
-        for (a, b, metric, difference), p in zip(found, corrected, strict=True)
+        for a, b, metric, difference, p in found
     ]
+
+
+def by_model(compared: Sequence[Compared]) -> dict[str, list[Compared]]:
+    """Model → its evaluations, more than one where it has several seeds."""
+    models: dict[str, list[Compared]] = {}
+    for one in compared:
+        models.setdefault(one.model, []).append(one)
+    return models
+
+
+def paired(
+    dataset: Version,
+    models: Mapping[str, Sequence[Compared]],
+    pairs: Sequence[tuple[str, str]],
+    metrics: Sequence[str],
+    seed: int = 0,
+) -> list[tuple[str, str, str, Difference, float]]:
+    """Paired tests of some models on the same queries.
+
+    Args:
+        dataset: the benchmark.
+        models: name → its seeds, all of the same queries.
+        pairs: of names.
+        metrics: of the benchmark.
+        seed: of the resampling.
+
+    Returns:
+        (first, second, metric, difference, p corrected for all of these tests by Holm's step-down).
+    """
+    from training.significance import holm, paired_difference
+
+    order, clusters, strata = _queries(dataset, next(iter(models.values()))[0])
+    hits = {name: {m: _hits(seeds, order, m) for m in metrics} for name, seeds in models.items()}
+    found = [
+        (a, b, m, paired_difference(hits[a][m], hits[b][m], clusters, strata, seed=seed))
+        for a, b in pairs
+        for m in metrics
+    ]
+    corrected = holm([difference.p for *_, difference in found])
+    return [(a, b, m, difference, p) for (a, b, m, difference), p in zip(found, corrected, strict=True)]
+
+
+def over_seeds(dataset: Version, seeds: Sequence[Compared], metric: str, seed: int = 0) -> Difference:
+    """The mean of a metric over several seeds of a model, with the interval over instances and seeds."""
+    from training.significance import paired_difference
+
+    order, clusters, strata = _queries(dataset, seeds[0])
+    return paired_difference(_hits(seeds, order, metric), np.zeros(len(order)), clusters, strata, seed=seed)
 
 
 def verdict(first: str, second: str, difference: Difference, p: float) -> str:
@@ -70,6 +103,14 @@ def verdict(first: str, second: str, difference: Difference, p: float) -> str:
     if not difference.shown(p):
         return NO_DIFFERENCE
     return f"{first if difference.value > 0 else second} is better"
+
+
+def _queries(dataset: Version, one: Compared) -> tuple[list[str], list[str], list[str]]:
+    """Ids of the queries in their order, and the instance and domain of each."""
+    columns = ["query_id", "instance_id", "domain"]
+    asked = {row["query_id"]: row for row in dataset.table("quadruples", columns).to_pylist()}
+    order = sorted(one.rankings)
+    return order, [asked[q]["instance_id"] for q in order], [asked[q]["domain"] for q in order]
 
 
 def _hits(seeds: Sequence[Compared], order: Sequence[str], metric: str) -> Floats:

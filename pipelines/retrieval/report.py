@@ -1,4 +1,4 @@
-"""`oacir report`: one self-contained HTML page that compares evaluations of the same galleries."""
+"""`oacir report`: one self-contained HTML page: evaluations of the same galleries side by side, or a leaderboard."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pipelines.retrieval.compared import Compared, compare, dataset_of
 from pipelines.retrieval.config import ReportRecipe
 from pipelines.retrieval.differences import differences
 from pipelines.retrieval.examples import SHOWN, cards
+from pipelines.retrieval.leaderboard.leaderboard import leaderboard
 from pipelines.retrieval.protocols.base import AVERAGE
 from pipelines.retrieval.protocols.known import stated_in
 from pipelines.retrieval.summary import percent
@@ -32,9 +33,11 @@ def report(recipe: ReportRecipe, context: Context) -> Outcome:
     Raises:
         OacirError: the evaluations do not compare, or their benchmark cannot be found.
     """
+    url = _place(recipe, context)
+    if recipe.page == "leaderboard":
+        return leaderboard(recipe, context, url)
     compared = compare(context.root, recipe.evaluations, recipe.labels)
     dataset = dataset_of(context.root, compared[0])
-    url = _place(recipe, context)
     if context.dry_run:
         return Outcome(
             f"would write {url}: {len(compared)} models, {recipe.queries} queries of {dataset.url}"
@@ -93,9 +96,9 @@ def _add_looks(dataset: Version, compared: Sequence[Compared], shown: Sequence[d
 
 def _place(recipe: ReportRecipe, context: Context) -> str:
     if context.out is None:
-        return storage.join(storage.absolute(context.root), "reports", f"{recipe.name}.html")
+        return storage.join(storage.absolute(context.root), "reports", f"{recipe.called}.html")
     out = storage.absolute(context.out)
-    return out if out.endswith((".html", ".htm")) else storage.join(out, f"{recipe.name}.html")
+    return out if out.endswith((".html", ".htm")) else storage.join(out, f"{recipe.called}.html")
 
 
 def _shown(compared: Sequence[Compared]) -> list[str]:
