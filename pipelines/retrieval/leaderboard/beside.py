@@ -23,7 +23,7 @@ class Apart:
 def beside(group: Group) -> list[PublishedRow]:
     """The published rows that a group's table shows: of its declared benchmark, as it is declared."""
     subject = group.subject
-    if subject.split != "test" or group.figures.get("departures"):
+    if subject.split != "test" or group.figures.get("departures") or group.figures.get("perturbed"):
         return []
     return [row for row in published().rows if row.benchmark == subject.benchmark and not row.doubt]
 

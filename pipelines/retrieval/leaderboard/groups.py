@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from infra.base.versions import Version
-from pipelines.retrieval.compared import Compared, labelled
+from pipelines.retrieval.compared import Compared, labelled, perturbation
 from pipelines.retrieval.protocols.known import BENCHMARKS, stated_in
+from pipelines.retrieval.robustness.config import in_words
 
 
 class Subject(NamedTuple):
@@ -24,6 +25,8 @@ class Subject(NamedTuple):
     """Content hash of the benchmark's version, so of its queries too."""
     galleries: tuple[tuple[str, str], ...]
     """(gallery id, hash), in order."""
+    perturbed: str
+    """What was done to the queries (`PerturbSection.stated`), as JSON."""
 
 
 NAMES = {
@@ -32,6 +35,7 @@ NAMES = {
     "split": "split",
     "dataset": "benchmark version",
     "galleries": "gallery hash",
+    "perturbed": "perturbation of the queries",
 }
 """Parts of a subject by which two tables of one benchmark may differ, as they are said."""
 
@@ -58,8 +62,9 @@ class Group:
         return f"{_title(self.figures)}{self.number}"
 
 
-def subject_of(figures: dict[str, Any]) -> Subject:
+def subject_of(version: Version) -> Subject:
     """What an evaluation measured."""
+    figures = version.manifest.figures
     stated = stated_in(figures)
     content = figures["dataset"]["content_hash"]
     return Subject(
@@ -72,6 +77,7 @@ def subject_of(figures: dict[str, Any]) -> Subject:
         galleries=tuple(
             sorted((part["gallery"]["id"], part["gallery"]["hash"]) for part in figures["domains"].values())
         ),
+        perturbed=json.dumps(perturbation(version), sort_keys=True),
     )
 
 
@@ -85,8 +91,8 @@ def grouped(root: str, evaluations: Sequence[Version], labels: Sequence[str] | N
     """
     found: dict[Subject, list[int]] = {}
     for number, version in enumerate(evaluations):
-        found.setdefault(subject_of(version.manifest.figures), []).append(number)
-    order = sorted(found, key=lambda s: (s.title, s.split != "test", -len(found[s]), s))
+        found.setdefault(subject_of(version), []).append(number)
+    order = sorted(found, key=lambda s: (s.title, s.split != "test", s.perturbed != "{}", -len(found[s]), s))
     titles = [_title(evaluations[found[subject][0]].manifest.figures) for subject in order]
     return [
         Group(
@@ -109,7 +115,7 @@ def newest(evaluations: Sequence[Version]) -> tuple[list[Version], int]:
     for version in sorted(evaluations, key=lambda v: v.manifest.created_at):
         figures = version.manifest.figures
         asked = json.dumps(figures.get("asked"), sort_keys=True)
-        kept[(subject_of(figures), version.manifest.parents["model"], asked)] = version
+        kept[(subject_of(version), version.manifest.parents["model"], asked)] = version
     return list(kept.values()), len(evaluations) - len(kept)
 
 
@@ -125,7 +131,8 @@ def _apart(own: Subject, every: Sequence[Subject]) -> list[str]:
 def _title(figures: Mapping[str, Any]) -> str:
     stated = stated_in(figures)
     name = stated["title"] if stated["name"] in BENCHMARKS else figures["dataset"]["name"]
-    return f"{name}, {figures['split']}"
+    changed = in_words(figures.get("perturbed", {}))
+    return f"{name}, {figures['split']}" + (f", {changed}" if changed else "")
 
 
 def _number(titles: Sequence[str], place: int) -> str:

@@ -85,10 +85,18 @@ def test_what_differs_in_anything_but_the_model_is_never_in_one_table(root: str)
     bench = versions.resolve(root, "datasets", "bench")
     make_evaluation(bench, root, "early", lambda n: 1, split="dev")
     make_evaluation(bench, root, "ruled", lambda n: 1, gallery="one", protocol="the reference kept")
+    typos = {"text": {"how": "typos", "share": 0.2}, "seed": 0, "counts": {"texts changed": 160}}
+    make_evaluation(bench, root, "misspelt", lambda n: 1, key="typos", perturbed=typos)
+    perturbed = tables(root, "misspelt", "good")
+    assert [t.group.title for t in perturbed] == [
+        "bench, test",
+        "bench, test, a typing error in 20% of the words",
+    ]
+    assert [t.group.apart for t in perturbed] == [["perturbation of the queries"]] * 2
     split, ruled = tables(root, "good", "early"), tables(root, "good", "ruled")
     assert [t.group.apart for t in split] == [["split"], ["split"]]
     assert [t.group.apart for t in ruled] == [["protocol"], ["protocol"]]
-    for name in ("early", "ruled"):
+    for name in ("early", "ruled", "misspelt"):
         storage.remove(storage.join(root, "evaluations", name))
 
 
