@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +104,8 @@ def changed_in_workers(change: Any) -> None:
     attempts.work = changed
 
 
-def poison(step: int) -> None:
-    """The tokens of a step, from 1, are no numbers on worker 1."""
+def poison(steps: Sequence[int]) -> None:
+    """The tokens of some steps, from 1, are no numbers on worker 1."""
 
     def change() -> None:
         from training.loop import Loop
@@ -111,11 +113,33 @@ def poison(step: int) -> None:
         true = Loop.train_step
 
         def train_step(self: Any, fed: Any, *rest: Any) -> None:
-            if self.step == step - 1 and self.rank == 1:
+            if self.step + 1 in steps and self.rank == 1:
                 fed = fed._replace(
                     batch=fed.batch._replace(reference_tokens=fed.batch.reference_tokens * float("nan"))
                 )
             true(self, fed, *rest)
+
+        Loop.train_step = train_step
+
+    changed_in_workers(change)
+
+
+def count(place: str) -> None:
+    """Worker 0 writes down its process, the first step that it did, and the last one, behind each."""
+
+    def change() -> None:
+        from training.loop import Loop
+
+        true, first = Loop.train_step, list[int]()
+
+        def train_step(self: Any, *given: Any) -> None:
+            true(self, *given)
+            if self.rank == 0:
+                first[:] = first[:] or [self.step]
+                new = f"{place}.{os.getpid()}"
+                with open(new, "w") as file:  # noqa: PTH123 - behind every step
+                    file.write(f"{os.getpid()} {first[0]} {self.step}")
+                os.replace(new, place)  # noqa: PTH105
 
         Loop.train_step = train_step
 
@@ -225,13 +249,18 @@ def main() -> int:
     parser.add_argument("--without", choices=PLANTS, help="which recovery is taken out")
     parser.add_argument("--hang", action="store_true", help="decoding hangs where a file's end says so")
     parser.add_argument("--reject", action="append", default=[], help="reject this image at once as timeout")
-    parser.add_argument("--poison", type=int, help="a batch of training that is no numbers, as its step")
+    parser.add_argument(
+        "--poison", type=int, action="append", help="a batch of training that is no numbers, as its step"
+    )
+    parser.add_argument("--count", help="file in which training counts its steps")
     options = parser.parse_args(sys.argv[1:here])
     if options.hang or options.reject:
         hangs, refused = options.hang, tuple(options.reject)
         build.CollectStage = lambda *given: Planted(*given, hangs, refused)  # type: ignore[assignment,misc]
     if options.poison:
         poison(options.poison)
+    if options.count:
+        count(options.count)
     if options.without:
         PLANTS[options.without]()
     return cli.main(sys.argv[here + 1 :])

@@ -10,19 +10,21 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from drill_train import training_workers
 from drilling import environment
-
-if TYPE_CHECKING:
-    from drill_training import Course, Fault, Result, Scene
+from training_course import GOES_ON, WORKERS, Course, Fault, Result, Scene, faulted
+from training_faults import NO_RETRY, by_itself
 
 STORE_BYTES = 100 << 20
 NOTICE_S = 120.0
 PAGE_BYTES = 4096
-NO_RETRY = ["--scaling.max_failures", "0"]
+FULL_OUTAGE_S = 60.0
+SHORT_OUTAGE_S = (2.0, 30.0)
+FULL_OUTAGES = 2
+"""How many of the outages of S3 last a full minute."""
 
 
 class Nodes:
@@ -45,10 +47,13 @@ class Nodes:
         """Those with a training worker."""
         return [i for i, node in enumerate(self.nodes) if self._works(node)]
 
-    def replace(self, index: int) -> None:
-        """Lose a node with all its processes; another one comes."""
-        self.cluster.remove_node(self.nodes[index], allow_graceful=False)
-        self.nodes[index] = self.add()
+    def lose(self, index: int) -> None:
+        """Lose a node with all its processes."""
+        self.cluster.remove_node(self.nodes.pop(index), allow_graceful=False)
+
+    def join(self) -> None:
+        """Another node comes."""
+        self.nodes.append(self.add())
 
     def drain(self, index: int) -> None:
         """Give notice that a node will be taken away, as clouds do."""
@@ -79,51 +84,57 @@ def nodes(count: int) -> Iterator[Nodes]:
 
 def node(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """Nodes are lost; workers go on with another one's CPU."""
-    from drill_training import Result, by_itself, faulted, moments_of
-
-    rng, result = (
-        random.Random(seed),
-        Result("node", scene.steps, seed, " ".join(NO_RETRY) if without else ""),
-    )
-    with nodes(3) as there:
+    rng = random.Random(seed)
+    result = Result("node", scene.steps, seed, " ".join(NO_RETRY) if without else "")
+    with nodes(WORKERS + 1) as there:
 
         def lose(course: Course, fault: Fault, rng: random.Random) -> None:
-            by_itself(course, fault, lambda: there.replace(rng.choice(there.at_work())))
+            index = rng.choice(_all_at_work(course, there))
+            by_itself(course, fault, lambda: there.lose(index), there.join)
 
-        more = NO_RETRY if without else []
+        more = NO_RETRY if without else ()
         course = scene.course(f"node-{without}", more, "", RAY_ADDRESS=there.cluster.address)
-        return faulted(course, result, moments_of(scene, rng, moments), lose, rng)
+        return faulted(course, result, scene.moments(rng, moments), lose, rng)
 
 
 def drained(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """Nodes are announced to go, and are lost when the workers have left them."""
-    from drill_training import GOES_ON, Result, by_itself, faulted, moments_of
-
-    rng, result = random.Random(seed), Result("drained", scene.steps, seed, "no_draining" if without else "")
-    result.most_lost = 0
-    with nodes(3) as there:
+    rng, planted = random.Random(seed), "no_draining" if without else ""
+    result = Result("drained", scene.steps, seed, planted, distances=0)
+    with nodes(WORKERS + 1) as there:
 
         def give_notice(course: Course, fault: Fault, rng: random.Random) -> None:
-            index = rng.choice(there.at_work())
+            index = rng.choice(_all_at_work(course, there))
+
+            def left() -> bool:
+                return GOES_ON.search(course.run.said, heard) is not None
 
             def notice() -> None:
                 there.drain(index)
-                heard, limit = len(course.run.said), time.monotonic() + NOTICE_S / 4
-                while not GOES_ON.search(course.run.said[heard:]) and time.monotonic() < limit:
-                    course.run.poll()
-                    time.sleep(0.05)
-                there.replace(index)
+                with suppress(RuntimeError):
+                    course.wait(left, "leave", NOTICE_S / 4)
+                if not left():
+                    lose()
 
-            by_itself(course, fault, notice, saved=True)
+            def lose() -> None:
+                if going:
+                    there.lose(going.pop())
+                    there.join()
 
-        planted = "no_draining" if without else ""
+            heard, going = len(course.run.said), [index]
+            by_itself(course, fault, notice, lose)
+
         course = scene.course(f"drained-{without}", NO_RETRY, planted, RAY_ADDRESS=there.cluster.address)
-        return faulted(course, result, moments_of(scene, rng, moments), give_notice, rng)
+        return faulted(course, result, scene.moments(rng, moments), give_notice, rng)
+
+
+def _all_at_work(course: Course, there: Nodes) -> list[int]:
+    course.wait(lambda: len(there.at_work()) == WORKERS, f"{WORKERS} nodes at work")
+    return there.at_work()
 
 
 def s3(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """The run lies on S3, which goes away for a while."""
-    from drill_training import OUTAGE_S, Result, faulted, moments_of
     from s3_front import Faults, front_of
     from s3_server import s3_bucket
 
@@ -131,28 +142,28 @@ def s3(scene: Scene, seed: int, moments: int, without: bool) -> Result:
 
     rng = random.Random(seed)
     result = Result("s3", scene.steps, seed, "no_patience, OACIR_S3_PATIENCE_S=0" if without else "")
+    full = set(rng.sample(range(moments), min(FULL_OUTAGES, moments)))
     with s3_bucket("drill") as bucket, front_of(os.environ["AWS_ENDPOINT_URL"], 0, Faults()) as way:
 
         def go_away(course: Course, fault: Fault, rng: random.Random) -> None:
-            had, seconds = way.outages_had, rng.uniform(2, OUTAGE_S)
-            way.outages[way.came] = seconds
+            seconds = rng.uniform(*SHORT_OUTAGE_S)
+            if len(result.faults) - 1 in full:
+                seconds = FULL_OUTAGE_S
+            had, way.outages[way.came] = way.outages_had, seconds
             fault.said = f"away for {seconds:.0f} s"
-            while way.outages_had == had and course.run.process.poll() is None:
-                course.run.poll()
-                time.sleep(0.01)
-            if way.outages_had == had:
-                raise RuntimeError(f"no call to S3 behind step {fault.shown_step}")
-            gone = time.monotonic()
-            while time.monotonic() - gone < seconds and course.run.process.poll() is None:
-                course.run.poll()
-                time.sleep(0.01)
-            fault.shown_step = course.run.step  # some may pass before the next checkpoint is due
-            course.goes_on(fault, gone + seconds, course.run.step, finished=course.run.step)
+            if not course.wait(lambda: way.outages_had > had, "a call to S3"):
+                raise RuntimeError(f"no call to S3 behind step {fault.planned_step}")
+            back = time.monotonic() + seconds
+            course.wait(lambda: time.monotonic() > back, "the end of an outage")
+            # some steps may pass before the next checkpoint is due
+            fault.finished = fault.resumed_at = course.counted().last
+            course.wait(lambda: course.counted().last > fault.finished, "a new step")
+            fault.seconds = round(time.monotonic() - back, 1)
 
         variables = {"AWS_ENDPOINT_URL": way.url} | ({"OACIR_S3_PATIENCE_S": "0"} if without else {})
-        course = scene.course(f"s3-{without}", [], "no_patience" if without else "", **variables)
+        course = scene.course(f"s3-{without}", (), "no_patience" if without else "", **variables)
         course.out = f"{bucket}/run-{without}"
-        faulted(course, result, moments_of(scene, rng, moments), go_away, rng)
+        faulted(course, result, scene.moments(rng, moments), go_away, rng)
         if not result.failure and len(open_version(course.out).manifest.figures["starts"]) != 1:
             result.failure = "workers were started more than once"
         return result
@@ -160,20 +171,15 @@ def s3(scene: Scene, seed: int, moments: int, without: bool) -> Result:
 
 def disk(scene: Scene, seed: int, moments: int, without: bool) -> Result:
     """The run lies on a disk that is full; the command stops, room is made, the same one goes on."""
-    from drill_training import Result, faulted, moments_of
     from small_disk import NoMountsError, small_disk
 
     planted = "no_resume" if without else ""
-    rng, result = random.Random(seed), Result("disk", scene.steps, seed, planted)
-    # MOST_FAILED checkpoints in a row are borne, each a twentieth of the steps behind the one before
-    result.most_share = 0.25
+    rng, result = random.Random(seed), Result("disk", scene.steps, seed, planted, distances=4)
     place, plenty = scene.folder / f"disk-{without}", 1 << 30
     with ExitStack() as stack:
         full = stack.enter_context(small_disk(place, plenty))
 
         def fill(course: Course, fault: Fault, rng: random.Random) -> None:
-            from drill_training import complete_steps
-
             began, free = time.monotonic(), rng.randrange(1, 200) * PAGE_BYTES
             while True:
                 with suppress(NoMountsError):  # more was written since its size was asked for
@@ -182,66 +188,47 @@ def disk(scene: Scene, seed: int, moments: int, without: bool) -> Result:
             fault.said = course.stop_line(1).replace(str(place), "…")
             if "No space left" not in fault.said:
                 raise RuntimeError(f"said {fault.said}")
-            finished, resumed = course.run.step, max(complete_steps(course.out), default=0)
             if half := list(place.rglob(".*.tmp")):
                 raise RuntimeError(f"half-written: {half[0].name}")
+            old = course.counted()
+            fault.finished = old.last
             full.resize(plenty)
+            saved = course.saved()
             course.start()
-            fault.shown_step = finished
-            course.goes_on(fault, began, resumed, finished=finished)
+            course.goes_on(fault, began, old, saved)
 
-        course = scene.course(f"disk-{without}/run", [], planted)
-        return faulted(course, result, moments_of(scene, rng, moments), fill, rng)
+        course = scene.course(f"disk-{without}/run", (), planted)
+        return faulted(course, result, scene.moments(rng, moments), fill, rng)
 
 
 def nan(scene: Scene, seed: int, moments: int, without: bool) -> Result:
-    """A batch whose tokens are no numbers; then they are numbers again."""
-    from drill_training import Result, moments_of
+    """Batches whose tokens are no numbers; each stops the command, and holds numbers again when it goes on."""
+    planted = "no_judging" if without else ""
+    rng, result = random.Random(seed), Result("nan", scene.steps, seed, planted)
+    course = scene.course(f"nan-{without}", (), planted)
+    others = list(course.planted)
 
-    rng, result = random.Random(seed), Result("nan", scene.steps, seed, "no_judging" if without else "")
-    for step in moments_of(scene, rng, moments):
-        one = _poisoned(scene, step, without)
-        result.faults += one.faults
-        result.failure = result.failure or one.failure
-        result.load_average = one.load_average
-        goods = [one.same_losses, one.same_content, one.steps_once]
-        if len(result.faults) > 1:
-            goods = [
-                a and b
-                for a, b in zip(
-                    goods, (result.same_losses, result.same_content, result.steps_once), strict=True
-                )
-            ]
-        result.same_losses, result.same_content, result.steps_once = goods
-        if result.failure:
-            break
-    return result
+    def poison(steps: list[int]) -> None:
+        course.planted = [*others, *(word for step in steps for word in ("--poison", str(step)))]
 
-
-def _poisoned(scene: Scene, step: int, without: bool) -> Result:
-    from drill_training import Result, complete_steps, faulted
-
-    def read(course: Course, fault: Fault, rng: random.Random) -> None:
-        fault.said = course.stop_line(1)
-        began = time.monotonic()
-        asked = batch_of(scene, step)
+    def mend(course: Course, fault: Fault, rng: random.Random) -> None:
+        step, fault.said = fault.planned_step, course.stop_line(1)
+        began, asked = time.monotonic(), batch_of(scene, step)
         noted = json.loads((Path(course.out) / "diverged.json").read_text())
-        if (
-            noted["query_ids"] != asked
-            or f"is nan at step {step}, in the batch of queries {asked[0]}" not in fault.said
-        ):
+        told = f"is nan at step {step}, in the batch of queries {asked[0]}"
+        if noted["query_ids"] != asked or told not in fault.said:
             raise RuntimeError(f"other queries than those of step {step}: {fault.said}")
-        kept = max(complete_steps(course.out), default=0)
+        kept, old = course.saved(), course.counted()
         if kept and f"the checkpoint of step {kept} is good" not in fault.said:
             raise RuntimeError(f"saved are {kept} steps: {fault.said}")
-        course.planted = []
+        fault.finished = step - 1  # what was done behind it came of no numbers
+        poison(planned[planned.index(step) + 1 :])
         course.start()
-        fault.shown_step = step - 1
-        course.goes_on(fault, began, kept, finished=step - 1)
+        course.goes_on(fault, began, old, kept)
 
-    course = scene.course(f"nan-{step}-{without}", [], "no_judging" if without else "")
-    course.planted += ["--poison", str(step)]
-    return faulted(course, Result("nan", scene.steps, 0), [0], read, random.Random(0))
+    planned = scene.moments(rng, moments)
+    poison(planned)
+    return faulted(course, result, planned, mend, rng, awaited=False)
 
 
 def batch_of(scene: Scene, step: int) -> list[str]:
