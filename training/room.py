@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from infra.base.errors import OacirError
 from training.config import ScalingSection
 
 ROUNDING = 1e-6
+ANSWERS_WITHIN_S = 2.0
+ASKED_AT_ONCE = 32
 log = logging.getLogger(__name__)
 
 
@@ -44,8 +48,31 @@ def room_now(scaling: ScalingSection) -> int:
     import ray
 
     gone = leaving()
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in gone]
-    return room(nodes, needs(scaling))
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in gone]
+    return room([node["Resources"] for node in answering(nodes)], needs(scaling))
+
+
+def answering(nodes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those whose Ray takes a connection. Ray itself counts a machine that went without notice as there until it has
+    missed some questions, and Ray Train would wait a minute for a worker on it.
+
+    Args:
+        nodes: as `ray.nodes()` tells of them.
+    """
+    if not nodes:
+        return []
+    with ThreadPoolExecutor(min(ASKED_AT_ONCE, len(nodes))) as pool:
+        return [node for node, answers in zip(nodes, pool.map(_answers, nodes), strict=True) if answers]
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        with socket.create_connection(
+            (node["NodeManagerAddress"], node["NodeManagerPort"]), ANSWERS_WITHIN_S
+        ):
+            return True
+    except OSError:
+        return False
 
 
 def require_workers_fit(scaling: ScalingSection, prefix: str = "") -> int:
