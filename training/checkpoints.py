@@ -23,6 +23,7 @@ from torch import Tensor
 
 from infra.base import storage
 from infra.base.errors import OacirError
+from training.layout import laid_out
 
 FOLDER = "checkpoints"
 GROWTH = 0.05
@@ -152,7 +153,7 @@ def _parsed(url: str) -> dict[str, Tensor]:
         raise DamagedError(f"{url}: damaged checkpoint ({error})") from error
 
 
-def _sum(data: bytes) -> str:
+def _sum(data: bytes | memoryview) -> str:
     return f"{zlib.crc32(data):08x}"
 
 
@@ -221,7 +222,7 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._part: Future[None] | None = None
         self._best: Future[None] | None = None
-        self._unwritten: tuple[str, dict[str, Tensor]] | None = None
+        self._unwritten: tuple[str, memoryview] | None = None
         self.problem, self.failures = "", 0
         self.last_s, self.spent_s, self.usual_s = 0.0, 0.0, 0.0
 
@@ -230,7 +231,7 @@ class CheckpointWriter:
         began = time.monotonic()
         self._note(self._part)
         url = _part_url(self.run_url, step, self.rank, self.world_size)
-        self._part = self._pool.submit(self._write_part, url, _copied(state), began)
+        self._part = self._pool.submit(self._write_part, url, laid_out(state), began)
 
     def save_best(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Copy weights that are the best on dev so far and start writing them; for one rank alone.
@@ -238,7 +239,7 @@ class CheckpointWriter:
         No part of a checkpoint is written before they are, so that one that knows of them never lacks them.
         """
         self._note(self._best)
-        self._unwritten = _best_url(self.run_url, step), _copied(weights)
+        self._unwritten = _best_url(self.run_url, step), laid_out(weights)
         self._best = self._pool.submit(self._write_best)
 
     def settle(self) -> str:
@@ -283,9 +284,9 @@ class CheckpointWriter:
             _write(*self._unwritten)
             self._unwritten = None
 
-    def _write_part(self, url: str, tensors: dict[str, Tensor], began: float) -> None:
+    def _write_part(self, url: str, data: memoryview, began: float) -> None:
         self._write_best()
-        _write(url, tensors)
+        _write(url, data)
         if self.rank == 0:
             self._prune()
         took = time.monotonic() - began
@@ -303,14 +304,7 @@ class CheckpointWriter:
             _remove_best(self.run_url, best)
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-
-
-def _write(url: str, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save
-
-    data = save(tensors)
+def _write(url: str, data: memoryview) -> None:
     storage.write_bytes(url + SUM, _sum(data).encode())  # first: the file itself is what counts
     storage.write_bytes(url, data)
 

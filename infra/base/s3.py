@@ -90,6 +90,9 @@ class PatientS3(s3fs.S3FileSystem):
         # An upload that could not be finished is mostly dropped because the store is gone: no second wait for it.
         patience = min(self.patience_s, ABORT_S) if method == "abort_multipart_upload" else self.patience_s
         tries, began_s, last = 0, math.inf, None
+        if isinstance(kwargs.get("Body"), memoryview):
+            # its client takes bytes alone: a piece at a time, since no other thread runs while they are copied
+            kwargs["Body"] = bytes(kwargs["Body"])
         while True:
             try:
                 async with asyncio.timeout(TRY_S):
@@ -170,7 +173,7 @@ class PatientS3(s3fs.S3FileSystem):
                 return there if failures.etag(there) == f"{whole}-{len(parts)}" else None
         return None
 
-    async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
+    async def _pipe_file(self, path: str, data: bytes | memoryview, **kwargs: Any) -> Any:
         chunk = _part_bytes(len(data))
         answer = await super()._pipe_file(path, data, **{"chunksize": chunk} | kwargs)
         await self._finish(path, len(data), chunk)

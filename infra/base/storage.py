@@ -138,7 +138,7 @@ def write_bytes(url: str, data: bytes | memoryview) -> None:
     """Write a file so that a reader sees all of it or nothing, also after a kill in mid-write."""
     filesystem_, path = filesystem(url)
     if is_s3(url):
-        filesystem_.pipe_file(path, bytes(data))  # bytes are not copied; its client takes nothing else
+        filesystem_.pipe_file(path, data)
         return
     target = Path(path)
     temporary = temporary_name(target)

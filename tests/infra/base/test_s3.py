@@ -309,6 +309,18 @@ def test_a_large_file_goes_up_and_down_in_checked_pieces(front: Front, place: st
     )  # fmt: skip
 
 
+def test_a_view_of_memory_goes_up_in_pieces_and_never_whole(front: Front, place: str) -> None:
+    """A checkpoint lies in one buffer; to copy all of it at once would stop every other thread."""
+    data = memoryview(bytearray(os.urandom(1 << 20) * 20 + b"end"))
+    front.faults = Faults(errors=0.1)
+    storage.write_bytes(f"{place}/large.bin", data)
+    storage.write_bytes(f"{place}/small.bin", data[:1000])
+    parts = [c for c in front.calls if "partNumber" in c.query and c.status == 200]
+    assert sorted(c.body_bytes for c in parts) == [4 << 20 | 3, 8 << 20, 8 << 20]
+    assert storage.read_bytes(f"{place}/large.bin") == data
+    assert storage.read_bytes(f"{place}/small.bin") == data[:1000]
+
+
 def _reversed(file: Path) -> str:
     there = file.with_suffix(".rev")
     there.write_bytes(file.read_bytes()[::-1])
