@@ -42,7 +42,7 @@ def laid_out(tensors: Mapping[str, Tensor]) -> memoryview:
     head += b" " * (-len(head) % ALIGNED)
     start = ALIGNED + len(head)
     buffer = torch.empty(start + end, dtype=torch.uint8)
-    whole = memoryview(buffer.numpy())
+    whole = buffer.numpy().data
     whole[:start] = len(head).to_bytes(ALIGNED, "little") + head
     for name in order:
         value = tensors[name].detach()
