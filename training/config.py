@@ -30,6 +30,8 @@ class ModelSection(Config):
     random weights. Nothing else is fetched."""
     seed: int = 0
     """Seed of the random weights."""
+    tower_seed: int | None = None
+    """Seed of a random image tower, so that models of several seeds read one feature store; null takes `seed`."""
     modulation: Literal["none", "fixed", "scalar", "vector"] = "scalar"
     """Where β comes from: none (β = 0), fixed, or the CAAM's scalar or vector."""
     fixed_beta: Annotated[float, Field(ge=0)] = 0.0
@@ -311,6 +313,8 @@ class TrainRecipe(Config):
                 del tree["training"][setting]  # as before there was another way
         del tree["scaling"]
         del tree["tower"]["readers"]
+        if self.model.tower_seed is None:
+            del tree["model"]["tower_seed"]
         if not self.tower.online:
             del tree["tower"]  # as before there was another way
         return recipe_hash(tree, dataset_hash, feature_key)

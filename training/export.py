@@ -56,7 +56,7 @@ def build_model(section: ModelSection, with_tower: bool = True) -> AdaFocalModel
     if section.weights is None:
         config = preset(section.preset, section.method, **(changes | section.overrides))
         with _one_thread():
-            return random_model(config, section.seed, with_tower)
+            return random_model(config, section.seed, with_tower, section.tower_seed)
     if section.overrides:
         raise OacirError(
             f"model.overrides {sorted(section.overrides)}: sizes come from model.weights {section.weights};"

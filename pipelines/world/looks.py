@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from PIL import Image, ImageChops, ImageDraw
@@ -38,8 +38,21 @@ class Look:
     """Factor on the shape's width / height."""
 
 
-def look_of(seed: int, domain: str, index: int) -> Look:
-    """The look of instance `index` of a domain: a pure function of its arguments."""
+def look_of(seed: int, domain: str, index: int, palette_family: int = 1) -> Look:
+    """The look of instance `index` of a domain: a pure function of its arguments.
+
+    Instances of a palette family have the palette of its first one, and each another shape, as far as there are any.
+    """
+    place = index % palette_family
+    if place:
+        first, own = (_own_look(seed, domain, i) for i in (index - place, index))
+        shapes = sorted(SHAPES[domain])
+        shape = shapes[(shapes.index(first.shape) + place) % len(shapes)]
+        return replace(own, palette=first.palette, shape=shape)
+    return _own_look(seed, domain, index)
+
+
+def _own_look(seed: int, domain: str, index: int) -> Look:
     rng = random.Random(f"{seed}/{domain}/{index}/look")
     main = rng.choice(NEUTRALS) if rng.random() < 0.12 else _colour(rng, rng.random())
     hue = colorsys.rgb_to_hsv(*(c / 255 for c in main))[0]

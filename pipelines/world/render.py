@@ -95,7 +95,7 @@ def _depth(placement: Placement) -> tuple[bool, str]:
 def _cut_out(
     config: WorldConfig, spec: SceneSpec, placement: Placement, size: int, rng: random.Random, is_studio: bool
 ) -> tuple[Image.Image, tuple[int, int]]:
-    look = look_of(config.seed, spec.domain, placement.index)
+    look = look_of(config.seed, spec.domain, placement.index, config.palette_family)
     aspect = aspect_of(spec.domain, look)
     side = (STUDIO_SIZE if is_studio else SIZE[placement.distance]) * rng.uniform(0.96, 1.04)
     largest = STUDIO_LARGEST if is_studio else LARGEST[placement.distance]

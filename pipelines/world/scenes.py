@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipelines.world.config import WorldConfig
@@ -46,10 +46,13 @@ class Context:
     pose: str
     companions: tuple[str, ...] = ()
     """Instance ids of the foreign objects."""
+    stated: tuple[str, ...] = ()
+    """Facets of which a text states all that differ, and no other; empty where texts name the place and one change."""
 
     def record(self) -> dict[str, Any]:
         """The context as a JSON-able mapping."""
-        return {**asdict(self), "companions": list(self.companions)}
+        told = {**asdict(self), "companions": list(self.companions), "stated": list(self.stated)}
+        return {key: value for key, value in told.items() if key != "stated" or value}
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,11 @@ def scenes_of(config: WorldConfig, domain: str, index: int) -> Iterator[SceneSpe
     name = instance_name(domain, index)
     rng = random.Random(f"{config.seed}/{domain}/{index}/scenes")
     count = config.reserve_scenes if is_reserve(config, domain, index) else config.scenes_per_instance
-    places = rng.sample(sorted(PLACES[domain]), count)
-    scenes = [_scene(config, domain, index, number, place, rng) for number, place in enumerate(places)]
+    if config.places_per_instance is None:
+        places = rng.sample(sorted(PLACES[domain]), count)
+        scenes = [_scene(config, domain, index, number, place, rng) for number, place in enumerate(places)]
+    else:
+        scenes = _competing(config, domain, index, count, rng)
     yield from scenes
     for scene in scenes:
         if rng.random() < config.near_duplicate_fraction:
@@ -120,11 +126,56 @@ def scenes_of(config: WorldConfig, domain: str, index: int) -> Iterator[SceneSpe
             yield SceneSpec(key, domain, index, context, (), f"{config.seed}/{key}")
 
 
+def _competing(
+    config: WorldConfig, domain: str, index: int, count: int, rng: random.Random
+) -> list[SceneSpec]:
+    """Scenes at few places, no two of one place under the same light and in the same company."""
+    places = _places(config, domain, index)
+    most = min(config.companions, config.instances_per_domain - 1)
+    company = range(most + 1) if config.varied_company else [most]
+    kinds = {
+        place: rng.sample(
+            [(light, n) for light in LIGHTS[domain] for n in company], len(LIGHTS[domain]) * len(company)
+        )
+        for place in places
+    }
+    weather = {place: rng.choice(_weathers(domain)) for place in places}
+    stated = ("place", "light", "company") if config.varied_company else ("place", "light")
+    found = []
+    for number in range(count):
+        place = places[number % len(places)]
+        light, others = kinds[place][number // len(places) % len(kinds[place])]
+        spec = _scene(config, domain, index, number, place, rng)
+        context = replace(
+            spec.context,
+            light=light,
+            weather=weather[place],
+            companions=spec.context.companions[:others],
+            stated=stated,
+        )
+        found.append(replace(spec, context=context, companions=spec.companions[:others]))
+    return found
+
+
+def _places(config: WorldConfig, domain: str, index: int) -> list[str]:
+    """Where an instance is seen; elsewhere than its family as far as there are places, since an image of one with
+    another beside it shows what an image of the other shows."""
+    count = config.places_per_instance or 1
+    first = _family(config, index).start
+    order = random.Random(f"{config.seed}/{domain}/{first}/places").sample(
+        sorted(PLACES[domain]), len(PLACES[domain])
+    )
+    return [order[((index - first) * count + i) % len(order)] for i in range(count)]
+
+
+def _weathers(domain: str) -> tuple[str, ...]:
+    return WEATHERS if domain in ("car", "landmark") else WEATHERS[:1]
+
+
 def _scene(
     config: WorldConfig, domain: str, index: int, number: int, place: str, rng: random.Random
 ) -> SceneSpec:
     image_id = f"{domain}/{instance_name(domain, index)}/scene-{number:02d}.jpg"
-    weathers = WEATHERS if domain in ("car", "landmark") else WEATHERS[:1]
     stands = rng.sample([(p, d) for p in POSITIONS for d in DISTANCES], 4)
     others = _others(config, index, rng)
     companions = tuple(
@@ -135,7 +186,7 @@ def _scene(
         kind="scene",
         place=place,
         light=rng.choice(LIGHTS[domain]),
-        weather=rng.choice(weathers),
+        weather=rng.choice(_weathers(domain)),
         position=stands[0][0],
         distance=stands[0][1],
         pose=rng.choice(POSES[domain]),
@@ -147,4 +198,16 @@ def _scene(
 def _others(config: WorldConfig, index: int, rng: random.Random) -> list[int]:
     count = min(config.companions, config.instances_per_domain - 1)
     drawn = rng.sample(range(config.instances_per_domain - 1), count)
-    return [other + (other >= index) for other in drawn]
+    others = [other + (other >= index) for other in drawn]
+    if config.palette_family > 1:
+        relatives = [other for other in _family(config, index) if other != index]
+        if relatives and others:
+            first = rng.choice(relatives)
+            others = [first, *(other for other in others if other != first)][:count]
+    return others
+
+
+def _family(config: WorldConfig, index: int) -> range:
+    """The instances that share the palette of one, itself among them."""
+    start = index - index % config.palette_family
+    return range(start, min(start + config.palette_family, config.instances_per_domain))

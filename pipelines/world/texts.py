@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.world.wordings import DISTANCE, FRAMES, LIGHT, PLACE, POSE, POSITION, WEATHER, Wording
+from pipelines.world.wordings import COMPANY, DISTANCE, FRAMES, LIGHT, PLACE, POSE, POSITION, WEATHER, Wording
 
 MIN_WORDS = 10
 MAX_WORDS = {"fashion": 30, "car": 25, "product": 30, "landmark": 30}
@@ -16,6 +16,10 @@ MAX_CHANGES = 1
 FACETS = ("light", "weather", "position", "distance", "pose")
 """What may be stated beside the place."""
 TRIES = 64
+TABLES = {
+    "light": LIGHT, "weather": WEATHER, "position": POSITION, "distance": DISTANCE, "company": COMPANY,
+}  # fmt: skip
+"""Facet → the wordings of its values; those of a pose hang on the domain."""
 
 
 def modification_text(
@@ -27,7 +31,8 @@ def modification_text(
 ) -> str | None:
     """A sentence that says what is different in the target context.
 
-    The place is always stated, with one of the facets that differ. Companions are never mentioned.
+    The place is always stated, with one of the facets that differ; companions are never mentioned. In a world whose
+    contexts name the facets that are `stated`, all of those that differ are, and what is not is as on the reference.
 
     Args:
         domain: one of the world's domains.
@@ -39,15 +44,24 @@ def modification_text(
     Returns:
         10 to 30 words (25 for cars), or None when nothing that a text could state differs.
     """
-    differing = [f for f in FACETS if reference_context[f] != target_context[f]]
-    if not differing and reference_context["place"] == target_context["place"]:
+    everything = target_context.get("stated")
+    differing = [
+        f
+        for f in (everything or FACETS)
+        if f != "place" and _value(reference_context, f) != _value(target_context, f)
+    ]
+    stays = reference_context["place"] == target_context["place"]
+    if not differing and stays:
         return None
     rng = random.Random(f"{rng_seed}/text")
-    stated = rng.sample(differing, min(MAX_CHANGES, len(differing)))
-    frames = FRAMES["changes" if stated else "place"].ways(held_out_wording)
+    stated = rng.sample(differing, len(differing) if everything else min(MAX_CHANGES, len(differing)))
+    kept = bool(everything) and stays
+    frames = FRAMES["kept" if kept else "changes" if stated else "place"].ways(held_out_wording)
     for _ in range(TRIES):
         rng.shuffle(stated)
-        changes = [rng.choice(_wording(domain, f, target_context[f]).ways(held_out_wording)) for f in stated]
+        changes = [
+            rng.choice(_wording(domain, f, _value(target_context, f)).ways(held_out_wording)) for f in stated
+        ]
         text = rng.choice(frames).format(
             place=rng.choice(PLACE[target_context["place"]].ways(held_out_wording)), changes=_join(changes)
         )
@@ -56,10 +70,17 @@ def modification_text(
     raise AssertionError(f"the wordings of {domain} give no text of the right length for {target_context}")
 
 
+def _value(context: Mapping[str, Any], facet: str) -> str:
+    if facet == "company":
+        return ("none", "one", "two")[len(context["companions"])]
+    value: str = context[facet]
+    return value
+
+
 def _wording(domain: str, facet: str, value: str) -> Wording:
     if facet == "pose":
         return POSE[domain][value]
-    return {"light": LIGHT, "weather": WEATHER, "position": POSITION, "distance": DISTANCE}[facet][value]
+    return TABLES[facet][value]
 
 
 def _join(clauses: list[str]) -> str:

@@ -79,6 +79,13 @@ DISTANCE: dict[str, Wording] = {
     "far": _w("far from the camera", "seen from far away", "far and small", held_out=("far away from the camera", "small and far away")),
 }  # fmt: skip
 
+COMPANY: dict[str, Wording] = {
+    "none": _w("with nothing else beside it", "with no other one beside it", held_out=("with nothing beside it", "with no other beside it")),
+    "one": _w("with one other beside it", "with another one beside it", held_out=("with one other one", "with another beside it")),
+    "two": _w("with two others beside it", "with two others around it", held_out=("with two other ones", "with two others close by")),
+}  # fmt: skip
+"""How many foreign objects there are."""
+
 POSE: dict[str, dict[str, Wording]] = {
     "fashion": {
         "upright": _w("hanging upright", "held upright", "hanging straight", held_out=("held straight", "straight and upright")),
@@ -121,5 +128,15 @@ FRAMES: dict[str, Wording] = {
             "I want the scene to change: show it {changes}, and put it {place}.",
         ),
     ),
+    "kept": _w(
+        "Keep the scene and the place as they are, but show it {changes}.",
+        "Leave it where it is, and now I want to see it {changes}.",
+        "The very same one in the very same place again, but now {changes}.",
+        held_out=(
+            "Keep it where it is in the same place, and show it {changes}.",
+            "I want to see the same one in the same scene, but {changes}.",
+        ),
+    ),
 }
-"""Sentence frames: for a text that states the place alone, and for one that states further changes."""
+"""Sentence frames: for a text that states the place alone, for one that states further changes, and for one that leaves
+the place as it is."""

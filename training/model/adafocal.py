@@ -319,13 +319,15 @@ class AdaFocalModel(PreTrainedModel):
         return self.modulator(self.qformer, image, text, patch_mask)
 
 
-def initialise(model: AdaFocalModel, seed: int) -> None:
+def initialise(model: AdaFocalModel, seed: int, tower_seed: int | None = None) -> None:
     """Give a model of this family random weights; the same configuration and seed give the same weights.
 
     Tower, Q-Former and CAAM draw from generators of their own: towers agree across modulations (one feature store
-    serves them all), and so do the Q-Formers.
+    serves them all), and so do the Q-Formers. The tower takes `tower_seed` where one is given.
     """
     tower_generator, qformer_generator, own_generator = _generators(seed, 3)
+    if tower_seed is not None:
+        tower_generator = next(_generators(tower_seed, 1))
     if model.vision_model is not None:
         vision.initialise_tower(model.vision_model, tower_generator)
     _initialise_qformer(model, qformer_generator)

@@ -43,14 +43,17 @@ def new_model(config: AdaFocalConfig, with_tower: bool = True) -> AdaFocalModel:
     return MODELS[config.model_type](config, with_tower=with_tower)
 
 
-def random_model(config: AdaFocalConfig, seed: int, with_tower: bool = True) -> AdaFocalModel:
-    """A model with random weights in eval mode; the same configuration and seed give the same weights.
+def random_model(
+    config: AdaFocalConfig, seed: int, with_tower: bool = True, tower_seed: int | None = None
+) -> AdaFocalModel:
+    """A model with random weights in eval mode; the same configuration and seeds give the same weights.
 
     Tower, Q-Former and the method's own parts draw from generators of their own: towers agree across modulations and
-    methods (one feature store serves them all), and so do the Q-Formers.
+    methods (one feature store serves them all), and so do the Q-Formers. A tower's seed of its own lets them agree
+    across seeds too.
     """
     model = new_model(config, with_tower)
-    initialise(model, seed)
+    initialise(model, seed, tower_seed)
     return model.eval()
 
 

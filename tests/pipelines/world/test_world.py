@@ -58,9 +58,9 @@ def test_bytes_depend_on_the_options_alone_not_on_order_or_process() -> None:
     )
 
 
-def repainted(seed: int, domain: str, index: int) -> Look:
+def repainted(seed: int, domain: str, index: int, palette_family: int) -> Look:
     """The look of the instance with other colours; shape and place stay."""
-    look = look_of(seed, domain, index)
+    look = look_of(seed, domain, index, palette_family)
     main, second, accent = ((255 - r, 255 - g, 255 - b) for r, g, b in look.palette)
     return replace(look, palette=(main, second, accent))
 
