@@ -138,6 +138,12 @@ VERBS: dict[str, Verb] = {
         "tuning.sweep:tune",
         needs_config=True,
     ),
+    "reproduce": Verb(
+        "the paper's ablation matrix on a procedural world, and which of its orderings show (Ray Tune)",
+        "tuning.reproduce.config:ReproduceRecipe",
+        "tuning.reproduce.reproduce:reproduce",
+        needs_config=True,
+    ),
     "convert": Verb(
         "checkpoints of the authors, LAVIS or Hugging Face → model, and back",
         "training.conversion:ConvertRecipe",

@@ -22,6 +22,7 @@ PAGES = [
     "jobs.md",
     "operations.md",
     "registry.md",
+    "reproduction.md",
     "tracking.md",
 ]
 
@@ -36,7 +37,7 @@ def test_what_a_page_says_to_type_is_understood(
         Path(name).write_text(recipe)
     lines = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("oacir ")]
-    assert len(commands) >= (2 if page == "annotators.md" else 5)
+    assert len(commands) >= {"annotators.md": 2, "reproduction.md": 4}.get(page, 5)
     for words in commands:
         call = cli._parse(words)
         for one in (call, call.sent):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from infra.base.versions import (
 from pipelines.contents import SWEEP_COLUMNS
 from training.logged import mending
 from tuning.config import AVERAGE, LATENCY, MEASURES, SweepRecipe
+from tuning.interrupts import Interrupts
 from tuning.logged import PAGE, SweepLog, logged, mended
 from tuning.pareto import front, ranked
 from tuning.records import FOLDER, TrialRecord, anew, read, write
@@ -299,26 +298,9 @@ def _tune(
                 verbose=0,
             ),
         )
-        with _interrupts():
+        with Interrupts():
             tuner.fit()
     storage.remove(draft.path(RAY_FOLDER))
-
-
-class _interrupts:  # noqa: N801
-    """Ctrl-C as everywhere: Ray Tune takes it for a reason to return early, and leaves its handler in place."""
-
-    def __enter__(self) -> None:
-        self.main = threading.current_thread() is threading.main_thread()
-        self.before = signal.getsignal(signal.SIGINT)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self.main:
-            return
-        # Tune puts the handler from before back when the signal comes, and only then
-        interrupted = signal.getsignal(signal.SIGINT) is self.before
-        signal.signal(signal.SIGINT, self.before)
-        if interrupted and kind is None:
-            raise KeyboardInterrupt
 
 
 def _quiet_latency(
