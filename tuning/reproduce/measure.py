@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from infra.base.versions import Version
-from tuning.reproduce.boxes import off_by
 
 if TYPE_CHECKING:
     from pipelines.retrieval.engine import Encoder
@@ -18,6 +16,8 @@ if TYPE_CHECKING:
     from pipelines.retrieval.protocols.base import Ranks
 
 OWN, TEXT_ONLY, REFERENCE_ONLY = "own", "text only", "reference only"
+SHIFTED_BELOW = 0.8
+"""The paper scales a box to IoU 0.8, and scales and shifts it to IoU 0.5."""
 CHUNK = 256
 """Queries ranked at a time."""
 SCHEMA = pa.schema(
@@ -79,16 +79,15 @@ def _domain(encoder: Encoder, task: DomainTask, ious: Sequence[float], blind: in
     import torch
 
     from pipelines.retrieval import baselines
+    from pipelines.retrieval.robustness.apply import perturb
+    from pipelines.retrieval.robustness.config import PerturbSection
 
     queries, gallery = task.queries, task.gallery
     targets = torch.cat(list(encoder.targets(gallery.image_ids)))
     tables = [_ranked(encoder, task, OWN, targets)]
     for iou in ious:
-        moved = [
-            a if a.box is None else a._replace(box=off_by(a.box, iou, a.size, f"{iou}/{query_id}"))
-            for a, query_id in zip(queries.anchors, queries.query_ids, strict=True)
-        ]
-        other = replace(task, queries=replace(queries, anchors=moved))
+        section = PerturbSection(box="scaled" if iou >= SHIFTED_BELOW else "shifted", box_iou=iou)
+        (other,), _ = perturb([task], section, encoder.processor)
         tables.append(_ranked(encoder, other, box_variant(iou), targets))
     lent = baselines.lenders(queries, blind, 0) if blind else None
     if lent is not None:
