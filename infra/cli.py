@@ -165,6 +165,11 @@ VERBS: dict[str, Verb] = {
         "pipelines.retrieval.query:query",
         no_out="a query makes no version; --picture FILE.png is where its picture goes",
     ),
+    "diagnose": Verb(
+        "one or two evaluations → kinds of mistakes, and the two side by side: an HTML page",
+        "pipelines.retrieval.diagnosis.config:DiagnoseRecipe",
+        "pipelines.retrieval.diagnosis.diagnose:diagnose",
+    ),
     "report": Verb(
         "evaluations → one HTML page, or a leaderboard of any number of them",
         "pipelines.retrieval.config:ReportRecipe",

@@ -21,7 +21,9 @@ LISTING = pa.schema(
         pa.field("mask_uri", pa.string()),
         pa.field("licence", pa.string()),
         pa.field("attribution", pa.string()),
-        pa.field("context_json", pa.string()),  # exact truth of a synthetic scene
+        # exact truth of a synthetic scene, `world.scenes.Context` (kind, place, light, …), by which diagnosis tells
+        # the right context; of some released benchmarks the crop that an image is; null where nothing is known
+        pa.field("context_json", pa.string()),
     ]
 )
 """What a source says of its images before any is opened; sorted by domain, instance_id, image_id."""

@@ -13,7 +13,7 @@ from infra.base.errors import OacirError
 from infra.base.html import data_uri, jpeg
 from infra.base.versions import Version
 from pipelines.retrieval.compared import Compared
-from pipelines.retrieval.inputs import ModelPlace, read_image
+from pipelines.retrieval.inputs import ModelPlace, read_image, uris
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -45,8 +45,9 @@ def looks(
     if not one.betas or not asked:
         return {}, ""
     try:
-        model, processor = _load(one)
-        images = {row["query_id"]: read_image(_uris(dataset)[row["reference_id"]]) for row in asked}
+        model, processor = place_of(one).load()
+        uri_of = uris(dataset)
+        images = {row["query_id"]: read_image(uri_of[row["reference_id"]]) for row in asked}
     except OacirError as error:
         return {}, f"where {one.label} looked is not shown: {error}"
     return {row["query_id"]: _look(model, processor, images[row["query_id"]], row) for row in asked}, ""
@@ -99,14 +100,14 @@ def _look(
     return {"with": pictures[0], "without": pictures[1], "share": share, "share_without": share_without}
 
 
-def _load(one: Compared) -> tuple[AdaFocalModel, AdaFocalProcessor]:
+def place_of(one: Compared) -> ModelPlace:
+    """Where the model of an evaluation lies.
+
+    Raises:
+        OacirError: it is gone.
+    """
     stated = one.figures["model"]
     url = stated["url"] if one.run is None else one.run.path("export")
     if not storage.exists(storage.join(url, "config.json")):
         raise OacirError(f"its model is no longer at {url}")
-    return ModelPlace(stated["name"], url, stated["content_hash"], one.run).load()
-
-
-def _uris(dataset: Version) -> dict[str, str]:
-    rows = dataset.table("images", ["image_id", "uri"])
-    return dict(zip(rows["image_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+    return ModelPlace(stated["name"], url, stated["content_hash"], one.run)

@@ -40,15 +40,29 @@ def cards(
 ) -> tuple[list[dict[str, Any]], int]:
     """What the page shows of each drawn query, and how many images could not be read (shown as blanks)."""
     rows = [q for q in dataset.table("quadruples").to_pylist() if q["split"] == split]
-    drawn = draw(rows, count, seed)
+    return cards_of(dataset, compared, draw(rows, count, seed), budget_bytes, SHOWN)
+
+
+def cards_of(
+    dataset: Version,
+    compared: Sequence[Compared],
+    drawn: Sequence[Mapping[str, Any]],
+    budget_bytes: int,
+    depth: int,
+) -> tuple[list[dict[str, Any]], int]:
+    """What a page shows of these queries (rows of `quadruples`), the first `depth` images of each model's ranking.
+
+    Returns:
+        a card for each query, in their order, and how many images could not be read (shown as blanks).
+    """
     if not drawn:
         return [], 0
     uri_of = _column(dataset, "images", "uri")
     instance_of = _column(dataset, "gallery", "instance_id")
     shown = [
-        {one.label: one.rankings[q["query_id"]]["candidate_ids"][:SHOWN] for one in compared} for q in drawn
+        {one.label: one.rankings[q["query_id"]]["candidate_ids"][:depth] for one in compared} for q in drawn
     ]
-    album = _Album(uri_of, len(drawn) * (1 + SHOWN * len(compared)), budget_bytes, drawn, shown)
+    album = _Album(uri_of, len(drawn) * (1 + depth * len(compared)), budget_bytes, drawn, shown)
     found = [
         {
             "id": q["query_id"],
@@ -57,7 +71,7 @@ def cards(
             "text": q["modification_text"],
             "reference": album.reference(q["reference_id"], q["reference_box"]),
             "target": album.thumbnail(q["target_ids"][0]),
-            "models": [_answer(one, q, instance_of, album) for one in compared],
+            "models": [_answer(one, q, instance_of, album, depth) for one in compared],
         }
         for q in drawn
     ]
@@ -65,11 +79,11 @@ def cards(
 
 
 def _answer(
-    one: Compared, asked: Mapping[str, Any], instance_of: Mapping[str, str], album: _Album
+    one: Compared, asked: Mapping[str, Any], instance_of: Mapping[str, str], album: _Album, depth: int
 ) -> dict[str, Any]:
     ranking = one.rankings[asked["query_id"]]
     hits = []
-    pairs = zip(ranking["candidate_ids"][:SHOWN], ranking["scores"], strict=False)
+    pairs = zip(ranking["candidate_ids"][:depth], ranking["scores"], strict=False)
     for rank, (image_id, score) in enumerate(pairs, 1):
         verdict: Verdict = "other"
         if image_id == asked["target_ids"][0]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from training.model.qformer import AttentionMaps
+from training.model.qformer import AttentionMaps, image_memory
 
 if TYPE_CHECKING:
     from training.model.adafocal import AdaFocalModel
@@ -24,6 +24,8 @@ class Explanation(NamedTuple):
         attention_unmodulated: the same with β = 0.
         scores: of each query with its target, the cosine that counts, [B]; None without targets.
         winning_token: which of the target's M vectors gave it, int64 [B]; None without targets.
+        probe_attention: share of the CAAM's probes' cross-attention on every image token in the first pass, which no
+            bias reaches, [B, layers, N]; None without a CAAM.
     """
 
     beta: Tensor | None
@@ -31,6 +33,7 @@ class Explanation(NamedTuple):
     attention_unmodulated: Tensor
     scores: Tensor | None
     winning_token: Tensor | None
+    probe_attention: Tensor | None = None
 
     def share_inside(self, patch_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Share of the attention inside the region [B, N], with and without β, mean over layers: two [B]."""
@@ -39,6 +42,13 @@ class Explanation(NamedTuple):
             (maps * inside).sum(-1).mean(-1) for maps in (self.attention, self.attention_unmodulated)
         )
         return with_beta, without
+
+    def probes_inside(self, patch_mask: Tensor) -> Tensor | None:
+        """Share of the probes' attention inside the region [B, N], mean over layers: [B]; None without a CAAM."""
+        if self.probe_attention is None:
+            return None
+        inside = patch_mask[:, None, :].to(self.probe_attention.dtype)
+        return (self.probe_attention * inside).sum(-1).mean(-1)
 
 
 @torch.no_grad()
@@ -67,7 +77,15 @@ def explain(
     if target_tokens is not None:
         products = torch.einsum("bd,bmd->bm", query.embedding, model.encode_target(target_tokens))
         scores, winning_token = products.max(dim=1)
-    return Explanation(query.beta, _patch_shares(with_beta), _patch_shares(without), scores, winning_token)
+    probes = None
+    if model.caam is not None:
+        looked = AttentionMaps([], [])
+        image = image_memory(model.image_tokens(tokens), model.vision_norm)
+        text = model.embeddings(input_ids, attention_mask)
+        model.qformer(model.caam.probe_tokens, text, image, read="queries", maps=looked)
+        probes = _patch_shares(looked)
+    shares = _patch_shares(with_beta), _patch_shares(without)
+    return Explanation(query.beta, *shares, scores, winning_token, probes)
 
 
 def _patch_shares(maps: AttentionMaps) -> Tensor:

@@ -60,3 +60,15 @@ def test_the_winning_token_gives_the_score(batch):
         assert int(told.winning_token[row]) == max(range(5), key=cosines.__getitem__)
         torch.testing.assert_close(told.scores[row], torch.tensor(max(cosines)))
     torch.testing.assert_close(told.scores, model.score(query, targets).diagonal())
+
+
+def test_probes_in_the_place_of_the_queries_look_where_those_do_without_beta(batch):
+    """The same tokens in both passes: what the first looks at is what the second does where β is 0."""
+    model = small_model(num_probe_tokens=5)
+    with torch.no_grad():
+        model.caam.probe_tokens.copy_(model.query_tokens)
+    told = model.explain(**batch)
+    torch.testing.assert_close(told.probe_attention, told.attention_unmodulated)
+    shares = told.probes_inside(batch["patch_mask"])
+    torch.testing.assert_close(shares, told.share_inside(batch["patch_mask"])[1])
+    assert small_model(modulation="none").explain(**batch).probe_attention is None
