@@ -28,7 +28,7 @@ from pipelines.statistics import (
     as_figures,
     measure,
 )
-from pipelines.summary import in_order
+from pipelines.summary import in_order, people_lines
 
 TRAINING_COLUMNS = (
     "quadruples",
@@ -268,6 +268,8 @@ def _notes(manifest: Manifest) -> Iterator[str]:
     for domain, figures in manifest.figures.get("domains", {}).items():
         if "why_no_query" in figures:
             yield f"{domain} has no test query: {figures['why_no_query']}"
+    if people := manifest.figures.get("people"):
+        yield from people_lines(people)
 
 
 def _near(manifest: Manifest) -> str:

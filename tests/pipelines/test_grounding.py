@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_server import chat_server
+from labeller import annotation, exported
 from PIL import Image, ImageOps
 from tiny_detector import save_tiny_detector
 from without_ray import run_stages_here
@@ -18,6 +22,8 @@ from infra.base.config import load_recipe
 from infra.base.errors import OacirError
 from infra.base.versions import Version, open_version
 from pipelines.annotators.grounder import Grounder
+from pipelines.annotators.people.exporting import ReviewExportRecipe, export
+from pipelines.annotators.people.importing import ReviewImportRecipe, import_
 from pipelines.build import build
 from pipelines.config import BuildRecipe
 from pipelines.contents import recompute
@@ -131,6 +137,37 @@ def test_unsure_boxes_wait_for_people_and_the_build_ends_without_them(
     told = {r["key"]: r["detail"] for r in rows(version, "rejects/ground")}
     assert set(told) == {name for name, state in states.items() if state == "review"}
     assert all("'toys' at" in detail for detail in told.values())
+
+
+def test_people_write_for_an_unsure_box_on_the_upright_photo(
+    sure: Version, photos: Path, detector: str, tmp_path: Path
+) -> None:
+    scores = sorted(row["score"] for row in rows(sure, "boxes"))
+    grounding = {"model": detector, "min_score": (scores[7] + scores[8]) / 2}
+    context = Context(root=str(tmp_path))
+    boxes = {row["image_id"]: row for row in rows(made(photos, tmp_path, grounding=grounding), "boxes")}
+    recipe = ReviewExportRecipe(dataset="boxes", what="refused", reasons=("box_unsure",))
+    tasks = json.loads((Path(str(export(recipe, context).location)) / "tasks.json").read_text())
+    turned = {n for n in boxes if n.endswith(("1.jpg", "3.jpg"))}
+    pairs = {p["pair_id"]: p["reference_id"] for p in rows(sure, "pairs")}
+    task = next(t for t in tasks if pairs[t["data"]["pair"]] in turned)
+    picture = Image.open(io.BytesIO(base64.b64decode(task["data"]["reference"].split(",")[1])))
+    assert picture.size == (96, 64)
+    [shown] = task["predictions"][0]["result"]
+    x1, y1, x2, y2 = boxes[pairs[task["data"]["pair"]]]["box"]
+    value = shown["value"]
+    assert (value["x"] * 0.96, value["y"] * 0.64) == pytest.approx((x1, y1))
+    assert (value["width"] * 0.96, value["height"] * 0.64) == pytest.approx((x2 - x1, y2 - y1))
+    said = annotation(task, "edit", box={"x": 25.0, "y": 50.0, "width": 50.0, "height": 25.0})
+    text = {"text": ["Show it in the rain"]}
+    said["result"].append({"type": "textarea", "from_name": "text", "to_name": "reference", "value": text})
+    (tmp_path / "said.json").write_text(json.dumps([exported(task, said)]))
+    import_(ReviewImportRecipe(file=str(tmp_path / "said.json")), context)
+    version = made(photos, tmp_path, grounding=grounding, people={})
+    [query] = [q for q in rows(version, "quadruples") if q["query_id"] == task["data"]["pair"]]
+    assert query["reference_box"] == [24.0, 32.0, 72.0, 48.0]
+    assert query["provenance"]["annotator"] == "people"
+    assert version.manifest.figures["people"]["pending"] == len(tasks) - 1
 
 
 def test_boxes_of_the_source_are_never_replaced(photos: Path, detector: str, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from pipelines.build import build
 from pipelines.config import BuildRecipe
 from pipelines.reviewing import ANNOTATED
 from pipelines.stages import read_parts
+from pipelines.statistics_page import StatsRecipe, stats
 from pipelines.verify import VerifyRecipe, verify
 
 WORLD = {
@@ -297,3 +298,60 @@ def test_without_tasks_or_where_decisions_would_be_forgotten_it_is_said(
     bring(root, [exported(tasks[0], annotation(tasks[0], "accept"))])
     make(root)
     assert "holds decisions of people, which are not applied" in caplog.text
+
+
+def test_the_sheet_says_what_waits_for_people(again: tuple[Path, Version]) -> None:
+    root, version = again
+    context = Context(root=str(root))
+    tasks = tasks_of(export(ReviewExportRecipe(dataset=version.url, most=3), context))
+    bring(root, [exported(tasks[0], annotation(tasks[0], "reject", words="nothing changes"))])
+    made = make(root, people={})
+    page = Path(
+        str(stats(StatsRecipe(dataset=str(made.location), quadruples=2), context).location)
+    ).read_text()
+    assert "3 pairs given to 1: 0 accepted, 0 edited, 1 rejected" in page
+    assert "2 pending, kept as written: 2 undecided" in page
+    assert "a person refused it" in page
+    assert "1: nothing changes" in page
+
+
+def test_a_bad_file_changes_nothing_unless_the_rest_is_wanted(again: tuple[Path, Version]) -> None:
+    root, version = again
+    context = Context(root=str(root))
+    tasks = tasks_of(export(ReviewExportRecipe(dataset=version.url, most=2), context))
+    entries = [
+        exported(tasks[0], annotation(tasks[0], "accept")),
+        exported(tasks[1], annotation(tasks[1], None)),
+    ]
+    with pytest.raises(
+        OacirError, match=r"1 cannot be used, nothing is imported .*task 1, annotation 1: no verdict"
+    ):
+        bring(root, entries)
+    told = status(ReviewStatusRecipe(name="looked_at"), context)
+    assert told.figures["pending"] == 2
+    outcome = bring(root, entries, bad="skip")
+    assert any(line.startswith("left out: task 1, annotation 1: no verdict") for line in outcome.details)
+    assert outcome.figures["outcomes"] == {"keep": 1, "reject": 0, "pending": 1, "disagree": 0}
+    assert bring(root, entries, bad="skip").figures["new"] == 0
+    for other, message in (
+        ([exported({"data": {"image": "a.jpg"}})], "holds no task of ours"),
+        ({"a": 1}, "holds no task of ours"),
+    ):
+        with pytest.raises(OacirError, match=message):
+            bring(root, other)
+
+
+@pytest.mark.parametrize("images", ["files", "links"])
+def test_photos_are_files_beside_the_tasks_or_links(again: tuple[Path, Version], images: Any) -> None:
+    root, version = again
+    recipe = ReviewExportRecipe(dataset=version.url, most=2, images=images)
+    if images == "links":
+        with pytest.raises(OacirError, match="Label Studio can follow no link to it; set images to embed"):
+            export(recipe, Context(root=str(root)))
+        return
+    outcome = export(recipe, Context(root=str(root)))
+    for task in tasks_of(outcome):
+        for photo in ("reference", "target"):
+            prefix, place = task["data"][photo].split("?d=")
+            assert prefix == "/data/local-files/"
+            assert (Path(str(outcome.location)) / place).read_bytes().startswith(b"\xff\xd8\xff")
