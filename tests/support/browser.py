@@ -16,7 +16,7 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 """Where it is; None where there is none."""
-KEYS = {"Enter": ("\r", 13), "Tab": ("\t", 9), " ": (" ", 32)}
+KEYS = {"Enter": ("\r", 13), "Tab": ("\t", 9), " ": (" ", 32), "ArrowRight": ("", 39)}
 
 
 class Page:

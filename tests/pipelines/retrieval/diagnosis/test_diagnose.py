@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import CHROMIUM, browser
 
 from infra.base import storage, versions
 from infra.base.command import Context
@@ -94,6 +95,33 @@ def test_the_page_of_two_models(evaluated: Context) -> None:
         found = sum(r["instance_rank"] == 1 for r in own.values())
         assert total["target"] + total["instance"] == found
         assert total["both"] == total["context"] == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_in_a_browser_keys_filter_and_go_from_query_to_query(evaluated: Context, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    recipe = DiagnoseRecipe(evaluations=["adafocal", "beta0"], queries=48, hardest=0, attention_queries=0)
+    figures = diagnose(recipe, Context(root=evaluated.root, out=str(out))).figures
+    visible = "[...document.querySelectorAll('#sides article')].filter(a => a.offsetParent)"
+    with browser(tmp_path / "profile") as page:
+        page.open(out.as_uri())
+        assert page.run(f"{visible}.length") == 48
+        page.run("document.querySelector('#show-all').focus()")
+        page.press("ArrowRight")
+        first = page.run(f"{visible}.map(a => a.className).join()")
+        assert 0 < first.count("side-first") == len(first.split(",")) < 48
+        page.press("Tab")
+        assert page.run(f"document.activeElement === {visible}[0]")
+        page.run("document.querySelector('#show-first').focus()")
+        page.press("ArrowRight")
+        second = page.run(f"{visible}.map(a => a.className).join()")
+        assert first.count("side-first") + second.count("side-second") == figures["differ"]
+        page.open(out.as_uri(), width=400)
+        assert page.run("document.documentElement.scrollWidth") <= 400
+        light = page.run("getComputedStyle(document.body).backgroundColor")
+        page.open(out.as_uri(), dark=True)
+        assert page.run("getComputedStyle(document.body).backgroundColor") != light
+        assert page.console == []
 
 
 def test_beta_and_attention_are_measured_where_there_are_any(evaluated: Context) -> None:
