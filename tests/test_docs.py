@@ -24,6 +24,7 @@ PAGES = [
     "registry.md",
     "reproduction.md",
     "tracking.md",
+    "tutorial.md",
 ]
 
 
