@@ -55,6 +55,9 @@ CHAT_CLIENT = "tests/pipelines/annotators/chat/test_client.py"
 SEARCH = "tests/pipelines/retrieval/test_search.py"
 RANKS = "tests/training/test_rank_metrics.py"
 DIFFERENCES = "tests/training/test_significance.py"
+ORDERINGS = "tests/tuning/reproduce/test_orderings.py"
+REPRODUCED = "tests/tuning/reproduce/test_figures.py"
+COMPETING = "tests/pipelines/world/test_competing.py"
 
 ADAFOCAL = "training/model/adafocal.py"
 CAAM = "training/model/caam.py"
@@ -674,6 +677,48 @@ MUTATIONS = (
         "shares = [generator.multinomial(len(s), np.full(len(s), 1 / len(s)), n) / len(s) for s in (own, other)]",
         "shares = [np.full((n, len(s)), 1 / len(s)) for s in (own, other)]",
         (DIFFERENCES,),
+    ),
+    Mutation(
+        "reproduce: an ordering that is significantly reversed passes",
+        "tuning/reproduce/orderings.py",
+        "if differs and found.value < 0:",
+        "if differs and found.value < -100:",
+        (ORDERINGS,),
+    ),
+    Mutation(
+        "reproduce: significance not corrected for the number of comparisons",
+        "tuning/reproduce/orderings.py",
+        "significant = found.value > 0 and found.shown(corrected)",
+        "significant = found.value > 0 and found.shown()",
+        (ORDERINGS,),
+    ),
+    Mutation(
+        "reproduce: means over queries instead of domains",
+        "tuning/reproduce/figures.py",
+        "return np.mean([hits[:, domains == domain].mean(axis=1) for domain in np.unique(domains)], axis=0)",
+        "return hits.mean(axis=1) + 0 * len(domains)",
+        (REPRODUCED,),
+    ),
+    Mutation(
+        "reproduce: a seed that lacks a left-out domain counts",
+        "tuning/reproduce/figures.py",
+        "if all(trial in tables for trial in wanted):",
+        "if any(trial in tables for trial in wanted) and (wanted := [t for t in wanted if t in tables]):",
+        (REPRODUCED,),
+    ),
+    Mutation(
+        "world: texts name a place that stays",
+        "pipelines/world/texts.py",
+        'FRAMES["kept" if kept else "changes" if stated else "place"]',
+        'FRAMES["changes" if stated else "place"]',
+        (COMPETING,),
+    ),
+    Mutation(
+        "world: objects of one palette are seen at the same places",
+        "pipelines/world/scenes.py",
+        "order[((index - first) * count + i) % len(order)]",
+        "order[i % len(order)]",
+        (COMPETING,),
     ),
     Mutation(
         "int8: one scale for an image instead of one for each token",

@@ -83,7 +83,7 @@ def reproduce(recipe: ReproduceRecipe, context: Context) -> Outcome:
         raise OacirError(
             f"{plan.place}: none of {len(tasks)} trials was finished{why}; the same command goes on"
         )
-    return _reported(plan, kept, failed, time.monotonic() - began)
+    return _reported(plan, kept, failed, len(waiting), time.monotonic() - began)
 
 
 def _told(recipe: ReproduceRecipe, rows: Sequence[Row], context: Context) -> Outcome:
@@ -186,7 +186,9 @@ def _run(plan: Plan, waiting: Sequence[Task], until: float | None, context: Cont
     return ledger.failed
 
 
-def _reported(plan: Plan, kept: dict[Trial, TrialKept], failed: dict[str, str], seconds: float) -> Outcome:
+def _reported(
+    plan: Plan, kept: dict[Trial, TrialKept], failed: dict[str, str], waited: int, seconds: float
+) -> Outcome:
     from tuning.reproduce.figures import Results
     from tuning.reproduce.kept import ranks_of
     from tuning.reproduce.page import Reported, page
@@ -207,10 +209,15 @@ def _reported(plan: Plan, kept: dict[Trial, TrialKept], failed: dict[str, str], 
         said += [f"{len(missing)} of {len(plan.trials)} trials are not there yet"] if missing else []
         refused = "; ".join(said)
     url = storage.join(plan.place, REPORT)
+    lines = list(whole.lines())
+    if missing and (done := waited - len(missing)) > 0:
+        # benchmark and features are part of this sitting alone
+        left = duration(len(missing) * seconds / done)
+        lines.append(f"{len(missing)} trials to go, {left} or less at this sitting's pace")
     return Outcome(
         f"{len(kept)} of {len(plan.trials)} trials in {duration(seconds)}: {url}",
         url,
         figures,
-        tuple(whole.lines()),
+        tuple(lines),
         refused,
     )
