@@ -852,6 +852,34 @@ MUTATIONS = (
         "for place, score, size in zip(boxes, scores.cpu().tolist(), [p.size for p in photos], strict=True)",
         ("tests/pipelines/annotators/test_grounder.py",),
     ),
+    Mutation(
+        "what people decided on another text counts for today's",
+        "pipelines/annotators/people/settle.py",
+        'if task["text"] == text and (text is None or task["box"] == box):',
+        "if True:",
+        ("tests/pipelines/annotators/people/test_agreement.py",),
+    ),
+    Mutation(
+        "an update takes people's texts for the annotator's",
+        "pipelines/earlier.py",
+        'quadruples="quadruples" if before.people is None else ANNOTATED,',
+        "",
+        ("tests/pipelines/annotators/people/test_review_chat.py",),
+    ),
+    Mutation(
+        "a pending pair is kept where it should be left out",
+        "pipelines/reviewing.py",
+        'if options.pending == "leave_out":',
+        "if False:",
+        ("tests/pipelines/annotators/people/test_review.py",),
+    ),
+    Mutation(
+        "a person's box read on a photo of width by width",
+        "pipelines/annotators/people/reading.py",
+        "max(0, round(top * h / 100))",
+        "max(0, round(top * w / 100))",
+        ("tests/pipelines/annotators/people/test_reading.py",),
+    ),
 )
 
 

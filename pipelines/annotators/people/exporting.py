@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -69,21 +70,28 @@ def export(recipe: ReviewExportRecipe, context: Context) -> Outcome:
     built = _built_by(version)
     name = version.manifest.name
     reviews = store.read(recipe.reviews or store.folder(context.root, name))
-    found = list(_candidates(recipe, version, built))
     by_pair: dict[str, list[store.Row]] = {}
     for row in reviews.tasks.values():
         by_pair.setdefault(row["pair_id"], []).append(row)
-    open_ones = [f for f in found if not _settled(f, by_pair.get(f["row"]["pair_id"], []), reviews)]
-    chosen = heapq.nsmallest(recipe.most, open_ones, key=lambda f: _lot(recipe.seed, f["row"]["pair_id"]))
+    counts: Counter[bool] = Counter()
+
+    def open_ones() -> Iterator[dict[str, Any]]:
+        for found in _candidates(recipe, version, built):
+            settled = _settled(found, by_pair.get(found["row"]["pair_id"], []), reviews)
+            counts[settled] += 1
+            if not settled:
+                yield found
+
+    chosen = heapq.nsmallest(recipe.most, open_ones(), key=lambda f: _lot(recipe.seed, f["row"]["pair_id"]))
     figures = {
-        "candidates": len(found),
-        "settled": len(found) - len(open_ones),
+        "candidates": counts.total(),
+        "settled": counts[True],
         "tasks": len(chosen),
-        "left": len(open_ones) - len(chosen),
+        "left": counts[False] - len(chosen),
     }
     told = (
-        f"{len(found):,} candidates: {figures['settled']:,} settled by people before, {figures['left']:,} left for"
-        f" another export, {len(chosen):,} tasks"
+        f"{figures['candidates']:,} candidates: {figures['settled']:,} settled by people before,"
+        f" {figures['left']:,} left for another export, {len(chosen):,} tasks"
     )
     if not chosen:
         return Outcome(f"nothing to review: {version.url}", figures=figures, details=(told,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -26,13 +27,13 @@ class Reviews:
     decisions: Sequence[Row] = ()
     """Rows of `records.REVIEWS`, the latest of each person and task, sorted by task and person."""
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """Names the tasks and decisions: a build over others is another version."""
         parts = {TASKS: self.tasks.values(), DECISIONS: self.decisions}
         return versions.content_hash({name: versions.rows_hash(rows) for name, rows in parts.items()})
 
-    @property
+    @cached_property
     def by_task(self) -> dict[str, list[Row]]:
         """Task → its decisions."""
         found: dict[str, list[Row]] = {}
@@ -40,7 +41,7 @@ class Reviews:
             found.setdefault(row["task"], []).append(row)
         return found
 
-    @property
+    @cached_property
     def people(self) -> list[str]:
         """Everybody who decided something."""
         return sorted({row["person"] for row in self.decisions})
