@@ -36,7 +36,8 @@ class ReproduceRecipe(Config):
     seeds: Positive = 3
     """Trainings of each row; weights (but the tower's), order and dropout differ."""
     minutes: Annotated[float, Field(gt=0)] | None = None
-    """Begin no further trial after so many minutes; the same command then goes on. null goes through all of them."""
+    """Begin no further trial after so many minutes; the same command then goes on. null goes through all of them, and
+    next to nothing writes the report of those that are there."""
     concurrent: Positive | None = None
     """Trials at a time; null takes as many as the session has room for."""
     driver_gib: Annotated[float, Field(gt=0)] = 1.0

@@ -73,8 +73,8 @@ def reproduce(recipe: ReproduceRecipe, context: Context) -> Outcome:
     tasks = {trial: plan.task(trial) for trial in plan.trials}
     waiting = [t for t in tasks.values() if find(plan.place, t.name, t.key) is None]
     failed: dict[str, str] = {}
-    if waiting:
-        until = None if recipe.minutes is None else began + 60 * recipe.minutes
+    until = None if recipe.minutes is None else began + 60 * recipe.minutes
+    if waiting and (until is None or time.monotonic() < until):
         failed = _run(plan, waiting, until, context)
     found = {trial: find(plan.place, task.name, task.key) for trial, task in tasks.items()}
     kept = {trial: one for trial, one in found.items() if one is not None}
