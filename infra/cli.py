@@ -165,6 +165,11 @@ VERBS: dict[str, Verb] = {
         "pipelines.retrieval.query:query",
         no_out="a query makes no version; --picture FILE.png is where its picture goes",
     ),
+    "crossvalidate": Verb(
+        "a small benchmark → folds over instances, a model for each, figures over all queries",
+        "pipelines.retrieval.folds.config:CrossvalidateRecipe",
+        "infra.ops.crossvalidate:crossvalidate",
+    ),
     "diagnose": Verb(
         "one or two evaluations → kinds of mistakes, and the two side by side: an HTML page",
         "pipelines.retrieval.diagnosis.config:DiagnoseRecipe",

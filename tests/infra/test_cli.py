@@ -213,7 +213,9 @@ def test_a_refused_result_is_shown_all_the_same_and_exits_with_3(capsys: pytest.
     assert said.err == "oacir: error: it holds nothing; feed it\n"
 
 
-@pytest.mark.parametrize("verb", ["build", "embed", "train", "tune", "evaluate", "report", "diagnose"])
+@pytest.mark.parametrize(
+    "verb", ["build", "embed", "train", "tune", "evaluate", "report", "diagnose", "crossvalidate"]
+)
 def test_no_name_leads_out_of_the_root(verb: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(cli.VERBS[verb].load()[0], None, [("name", "../../evil")])
