@@ -111,7 +111,7 @@ def _make(
     if draft.finished:
         return Version(draft.url, draft.finished)
     quadruples = [
-        row | {"split": _split(fold_of[row["domain"], row["instance_id"]], recipe)} for row in asked
+        {**row, "split": _split(fold_of[row["domain"], row["instance_id"]], recipe)} for row in asked
     ]
     split_of: dict[str, str] = {}
     for row in quadruples:
