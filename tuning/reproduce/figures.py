@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from training.significance import Difference, paired_difference
 from tuning.reproduce.measure import OWN
-from tuning.reproduce.orderings import AVG, Judged, Side, gates, judged, peaks
-from tuning.reproduce.rows import FULL, Row, Trial
+from tuning.reproduce.orderings import AVG, ON_THE_BEST, Judged, Side, gates, judged, peaks
+from tuning.reproduce.rows import BARE, FULL, Row, Trial
 
 Floats = NDArray[np.float64]
 RANKS = {"R_ID@1": ("instance_rank", 1), "R@1": ("target_rank", 1), "R@5": ("target_rank", 5)}
@@ -80,11 +80,20 @@ class Results:
 
     def judged(self) -> list[Judged]:
         """Every gate whose two sides are there."""
-        known = [row for row in self.rows if self.seeds[row.name]]
-        found = [g for g in gates(known) if g.first in self.parts and g.second in self.parts]
-        whole = all(self.seeds[row.name] for row in self.rows if row.beta) and self.seeds.get("beta0")
-        found += peaks(known, self.mean) if whole and self.seeds.get(FULL) else []
+        found = [g for g in gates(self.rows) if g.first in self.parts and g.second in self.parts]
+        found += peaks(self.rows, self.mean) if self._swept() else []
         return judged(found, [self.difference(g.first, g.second, g.metric) for g in found])
+
+    def open(self) -> set[tuple[str, str]]:
+        """(level, ordering) of those that lack a comparison, since trials are missing."""
+        lacking = [g for g in gates(self.rows) if g.first not in self.parts or g.second not in self.parts]
+        wanted = {} if self._swept() else {("S", name): None for name in ON_THE_BEST}
+        return {(g.level, g.ordering) for g in lacking} | wanted.keys()
+
+    def _swept(self) -> bool:
+        """Whether the fixed-β sweep and what it is compared with are there."""
+        needed = [row.name for row in self.rows if row.beta] + [BARE, FULL]
+        return all(self.seeds.get(name) for name in needed)
 
     def beta(self) -> dict[str, Any] | None:
         """What the learned β of AdaFocal does over the test queries, a list of one figure a seed each; None without it.

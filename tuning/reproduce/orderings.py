@@ -16,6 +16,11 @@ from tuning.reproduce.rows import BARE, BOX_IOUS, CROP, CROSSED, FULL, SPRC, SPR
 CLEAR = 2.0
 """Points of the paper's gap above which ours has to be significant; and how near is near."""
 AVG, R_ID, R = "Avg", "R_ID@1", "R@1"
+RISES = "R_ID@1 rises, then saturates with β"
+PEAKS = "R@1 peaks, then falls with β"
+BEST_FIXED = "AdaFocal within noise of, or above, the best fixed β"
+ON_THE_BEST = (RISES, PEAKS, BEST_FIXED)
+"""Orderings of the set [S] whose comparisons hang on the best fixed β."""
 Kind = Literal["above", "clearly above", "about equal"]
 
 
@@ -106,14 +111,11 @@ def peaks(rows: Sequence[Row], mean: Callable[[Side, str], float]) -> Iterator[G
     for metric in (R_ID, R, AVG):
         best[metric] = max((Side(row.name) for row in sweep), key=lambda side: mean(side, metric))
     inner = max((Side(row.name) for row in sweep[:-1]), key=lambda side: mean(side, R))
-    rises = "R_ID@1 rises, then saturates with β"
-    yield Gate(rises, "S", best[R_ID], Side(BARE), R_ID, "clearly above")
+    yield Gate(RISES, "S", best[R_ID], Side(BARE), R_ID, "clearly above")
     if best[R_ID] != largest:
-        yield Gate(rises, "S", largest, best[R_ID], R_ID, "about equal")
-    yield Gate("R@1 peaks, then falls with β", "S", inner, largest, R, "above")
-    yield Gate(
-        "AdaFocal within noise of, or above, the best fixed β", "S", Side(FULL), best[AVG], AVG, "above"
-    )
+        yield Gate(RISES, "S", largest, best[R_ID], R_ID, "about equal")
+    yield Gate(PEAKS, "S", inner, largest, R, "above")
+    yield Gate(BEST_FIXED, "S", Side(FULL), best[AVG], AVG, "above")
 
 
 def judged(gates: Sequence[Gate], differences: Sequence[Difference]) -> list[Judged]:

@@ -68,8 +68,8 @@ class Reported:
                 for label, side, paper in self._sides()
             ],
             "orderings": [
-                {"level": level, "ordering": name, "passed": passed}
-                for (level, name), passed in self.verdicts.items()
+                {"level": level, "ordering": name, "verdict": said}
+                for (level, name), said in self.told().items()
             ],
             "comparisons": [_comparison(one) for one in self.judged],
             "beta": self.beta,
@@ -77,8 +77,17 @@ class Reported:
 
     def lines(self) -> Iterator[str]:
         """The orderings, a line each."""
-        for (level, name), passed in self.verdicts.items():
-            yield f"[{level}] {'pass' if passed else 'FAIL'}  {name}"
+        for (level, name), said in self.told().items():
+            yield f"[{level}] {said}  {name}"
+
+    def told(self) -> dict[tuple[str, str], str]:
+        """(level, ordering) → pass, FAIL, or open where comparisons are missing and none failed."""
+        unsaid = self.results.open()
+        said = {
+            key: "FAIL" if not passed else "open" if key in unsaid else "pass"
+            for key, passed in self.verdicts.items()
+        }
+        return said | {key: "open" for key in sorted(unsaid) if key not in said}
 
     def _sides(self) -> Iterator[tuple[str, Side, float | None]]:
         """(label, side, the paper's Avg) of every line of the table that is there."""
@@ -150,8 +159,8 @@ class Reported:
         yield ""
         yield "| | ordering | |"
         yield "|---|---|---|"
-        for (level, name), passed in self.verdicts.items():
-            yield f"| [{level}] | {name} | {'pass' if passed else '**FAIL**'} |"
+        for (level, name), said in self.told().items():
+            yield f"| [{level}] | {name} | {'**FAIL**' if said == 'FAIL' else said} |"
         yield ""
         yield "| ordering | compared | metric | ours, points (95 %) | p (Holm) | paper's gap | |"
         yield "|---|---|---|--:|--:|--:|---|"

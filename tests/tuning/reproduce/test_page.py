@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from tuning.reproduce.config import ReproduceRecipe
 from tuning.reproduce.figures import Results
 from tuning.reproduce.kept import TrialKept
 from tuning.reproduce.measure import REFERENCE_ONLY, TEXT_ONLY, box_variant
+from tuning.reproduce.orderings import ON_THE_BEST, verdicts
 from tuning.reproduce.page import ADAPTS, Reported, page
 from tuning.reproduce.rows import BARE, CROP, FULL, Trial, matrix
 
@@ -54,8 +56,23 @@ def test_the_verdicts_follow_the_figures(tmp_path: Path) -> None:
     assert whole.verdicts["S", ADAPTS]
     assert not reported(tmp_path, crop=45).verdicts[ordering]
     assert "[S] pass  AdaFocal > ROI crop > β = 0" in list(whole.lines())
+    assert whole.told()[ordering] == "pass"
+    assert reported(tmp_path, crop=45).told()[ordering] == "FAIL"
     found = json.loads(json.dumps(whole.figures()))
     assert found["missing"] == ["sprc-s0"]
     assert {row["label"] for row in found["rows"]} >= {"AdaFocal", "ROI crop", "β = 0"}
     [one] = [c for c in found["comparisons"] if c["second"] == ["roi_crop", "own"] and c["metric"] == "Avg"]
     assert one["value"] == pytest.approx(10)
+
+
+def test_an_ordering_that_lacks_a_comparison_is_open(tmp_path: Path) -> None:
+    whole = reported(tmp_path)
+    rows = matrix((1, 2, 4), everything=False)
+    own, bare = (Trial(row, 0) for row in rows if row.name in (FULL, BARE))
+    few = Results(rows, {own: ranked(40), bare: ranked(20)}, 1, ("a", "b"))
+    told = replace(whole, results=few, judged=few.judged(), verdicts=verdicts(few.judged())).told()
+    assert told["S", "AdaFocal > ROI crop > β = 0"] == "open"
+    assert told["S", "SPRC† > SPRC"] == "open"
+    assert {told["S", name] for name in ON_THE_BEST} == {"open"}
+    assert "pass" not in told.values()
+    assert "[S] open  SPRC† > SPRC" in list(replace(whole, results=few, verdicts={}).lines())
