@@ -173,7 +173,8 @@ class ReviewStage(Stage):
 
     def setup(self) -> None:
         """Sort tasks by pair and decisions by task."""
-        for row in self.common[KNOWN_TASKS].to_pylist():
+        columns = ["task", "pair_id", "reference_sha256", "target_sha256", "text", "box"]
+        for row in self.common[KNOWN_TASKS].select(columns).to_pylist():
             self._tasks.setdefault(row["pair_id"], []).append(row)
         for row in self.common[KNOWN_DECISIONS].to_pylist():
             self._said.setdefault(row["task"], []).append(row)
