@@ -69,6 +69,7 @@ drills: .venv  ## kill -9, lost nodes, hanging photos, failing storage at seeded
 	$(BIN)/python tests/e2e/drill_train.py --kills 10 --seed 0 --out benchmarks/results
 	$(BIN)/python tests/e2e/drill_training.py --moments 10 --seed 0 --json benchmarks/results/drill_training.json
 	$(BIN)/python tests/e2e/drill_storage.py --trials 1 --moments 10 --seed 0 --json benchmarks/results/drill_storage.json
+	$(BIN)/python tests/e2e/drill_production.py --json benchmarks/results/drill_production.json
 
 clean:  ## remove what the targets made (not ./oacir-data)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
