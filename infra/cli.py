@@ -12,12 +12,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from infra.base import logs
 from infra.base.errors import OacirError, RecipeError, RefusedError
 
 if TYPE_CHECKING:
     from infra.base.command import Command, Outcome
     from infra.base.config import Config
 
+log = logging.getLogger("infra.cli")  # __name__ is another where this file is run
 DEFAULT_ROOT = "oacir-data"
 PROGRAM = "oacir"
 
@@ -365,14 +367,12 @@ def _run(call: Call) -> int:
         quiet()
     recipe, function = _understood(call)
     sent = () if call.sent is None else (_command(call.sent),)
-    logging.basicConfig(
-        level=logging.DEBUG if call.debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.start(call.debug)
     # standard output is the outcome's alone; libraries log to it while they load
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), logs.about(command=call.verb):
+        log.info("begins")
         outcome = function(recipe, Context(root=call.root, out=call.out, dry_run=call.dry_run), *sent)
+        log.info("ends: %s", outcome.message, extra={"location": outcome.location})
     _say_outcome(outcome, call.as_json)
     if outcome.refused:
         _complain(outcome.refused)
@@ -570,7 +570,7 @@ def _fail(error: BaseException, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
+        sys.stderr.write(logs.redacted("".join(traceback.format_exception(error))))
     known = _known_cause(error)
     if isinstance(known, RecipeError) and len(known.problems) > 1:
         _complain(f"{len(known.problems)} problems:\n" + "\n".join(f"  - {p}" for p in known.problems))
@@ -612,7 +612,8 @@ def _say(text: str) -> None:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: error: {text}\n")
+    if not logs.said(logging.ERROR, text):
+        sys.stderr.write(logs.redacted(f"{PROGRAM}: error: {text}\n"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pipelines.annotators.people.store import Reviews
 from pipelines.asking import ask, chat_figures
 from pipelines.collect import CollectStage, Listed, expected_parts, no_image, write_listing
 from pipelines.config import AnnotatorKind, BuildRecipe
+from pipelines.counters import count
 from pipelines.descriptors import OfflineDescriber
 from pipelines.earlier import Earlier, open_earlier
 from pipelines.filter import FilterStage
@@ -136,6 +137,9 @@ def _make(
         label="collect and filter",
     )
     dealt = write_splits(recipe, draft.url, parts, earlier.splits if earlier else {})
+    # what the driver decides, as soon as there is a session that serves it
+    count(draft.url, "listing", listed.accounts())
+    count(draft.url, "split", [dealt.account])
     if recipe.grounding is not None:
         ground = GroundStage(recipe.grounding, recipe.grounding.gpus)
         records |= run_stages([ground], draft.url, parts, workers=workers, label="ground")

@@ -22,12 +22,13 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from infra.base import storage, versions
+from infra.base import logs, storage, versions
 from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from infra.base.progress import Progress
 from infra.base.ray_session import attempt
+from pipelines.counters import count, version_label
 from pipelines.records import TABLES, conform
 from pipelines.watch import NONE_HUNG, UNWATCHED, Guard, Hung, Watch, hung_in, hung_records
 
@@ -229,7 +230,8 @@ def run_stages(
     records = {stage.name: _read_records(version_url, stage.name) for stage in stages}
     # the last parts of a listing are the largest: small ones at the end let the workers end together
     pending = [p for p in reversed(range(parts)) if any(p not in done for done in records.values())]
-    with Progress(label, parts, "parts", done=parts - len(pending)) as progress:
+    named = "+".join(stage.name for stage in stages)
+    with logs.about(stage=named), Progress(label, parts, "parts", done=parts - len(pending)) as progress:
         for row in _stream(stages, version_url, pending, records, workers, label):
             if row["deaths"]:
                 log.warning(
@@ -240,6 +242,7 @@ def run_stages(
             for text in row["records"]:
                 record = PartRecord.model_validate_json(text)
                 records[record.stage][record.part] = record
+                count(version_url, record.stage, record.accounts)
             progress.update()
     return {name: [done[p] for p in range(parts)] for name, done in records.items()}
 
@@ -328,6 +331,7 @@ class _Runner:
     def _part(self, part: int) -> dict[str, Any]:
         made: list[str] = []
         deaths = attempt()
+        logs.start_worker(run=version_label(self.version_url), part=part)
         try:
             if deaths > self.most_deaths:  # Ray Data tries for ever
                 raise OacirError(self._given_up(part, deaths))
@@ -339,6 +343,7 @@ class _Runner:
                     made.append(done)
                     continue
                 watch = ready.watch(stage, part, deaths > 0)
+                logs.now(stage=stage.name)
                 made.append(run_part(stage, self.version_url, part, watch).model_dump_json())
         except Exception as error:  # carried to the driver, which stops the run with one line
             text = str(error) if isinstance(error, OacirError) else f"{type(error).__name__}: {error}"

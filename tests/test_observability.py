@@ -1,5 +1,5 @@
-"""Dashboard and alerts: every series they ask for is one that training publishes or that Ray's own dashboards ask for,
-and what they say is well formed. Neither Grafana nor Prometheus is at hand."""
+"""Dashboard and alerts: every series they ask for is one that we publish or that Ray's own dashboards ask for, and
+what they say is well formed. Neither Grafana nor Prometheus is at hand."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines import counters
 from training.gauges import HELP, PREFIX
 
 REPOSITORY = Path(__file__).parents[1]
@@ -19,7 +20,7 @@ BOARD = json.loads((REPOSITORY / "deploy" / "grafana" / "oacir.json").read_text(
 GROUPS = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "alerts.yaml").read_text())["groups"]
 RULES: list[dict[str, Any]] = [rule for group in GROUPS for rule in group["rules"]]
 GRAPHS = [panel for panel in BOARD["panels"] if panel["type"] == "timeseries"]
-FUNCTIONS = {"sum", "max", "min", "rate", "increase", "delta", "histogram_quantile", "label_values"}
+FUNCTIONS = {"sum", "max", "min", "rate", "increase", "delta", "histogram_quantile", "label_values", "time"}
 WORDS = {"by", "or", "on", "le", "and"}
 
 
@@ -37,7 +38,10 @@ def known() -> frozenset[str]:
     folder = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     of_ray = {name for file in folder.glob("*.py") for name in re.findall(r"\bray_\w+", file.read_text())}
     gauges = {f"ray_{PREFIX}{name}" for name in HELP if name not in ("samples", "step_seconds")}
-    return frozenset(of_ray | gauges | {f"ray_{PREFIX}samples_total", f"ray_{PREFIX}step_seconds_bucket"})
+    counted = {f"ray_{counters.PREFIX}{name}_total" for name in counters.HELP}
+    return frozenset(
+        of_ray | gauges | counted | {f"ray_{PREFIX}samples_total", f"ray_{PREFIX}step_seconds_bucket"}
+    )
 
 
 @pytest.mark.parametrize("expression", sorted(set(asked())))
@@ -60,9 +64,10 @@ def test_a_series_that_is_not_there_would_be_noticed() -> None:
     assert f"ray_{PREFIX}los" not in known()
 
 
-def test_what_training_tells_has_a_panel() -> None:
+def test_what_we_tell_has_a_panel() -> None:
     shown = " ".join(asked())
     silent = {name for name in HELP if f"{PREFIX}{name}" not in shown}
+    assert [name for name in counters.HELP if f"{counters.PREFIX}{name}_total" not in shown] == []
     assert silent == {"epoch", "temperature", "learning_rate", "samples_per_second", "model_flops_per_second"}
 
 

@@ -215,6 +215,7 @@ class CheckpointWriter:
         failures: how many failed in a row.
         last_s, spent_s: seconds that the last finished part took, and all of them.
         usual_s: the lesser of the last two: a store that was away once shall not move later checkpoints apart.
+        written_at: Unix time at which the last part was written; before the first one, when this began.
     """
 
     def __init__(self, run_url: str, rank: int, world_size: int, kept: int) -> None:
@@ -225,6 +226,7 @@ class CheckpointWriter:
         self._unwritten: tuple[str, memoryview] | None = None
         self.problem, self.failures = "", 0
         self.last_s, self.spent_s, self.usual_s = 0.0, 0.0, 0.0
+        self.written_at = time.time()
 
     def save(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Copy the state and start writing it; waits for the part before, not for the best weights."""
@@ -293,6 +295,7 @@ class CheckpointWriter:
         self.usual_s = min(took, self.last_s) if self.spent_s else took
         self.last_s = took
         self.spent_s += took
+        self.written_at = time.time()
 
     def _prune(self) -> None:
         done = complete_steps(self.run_url)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from infra.base.metrics import Metrics
 from training.meters import Told
 
 PREFIX = "oacir_train_"
@@ -22,6 +21,7 @@ HELP = {
     "memory_bytes": "Memory of this worker: the peak on its GPU, or its own pages",
     "host_available_bytes": "Free memory of the host with the least",
     "model_flops_per_second": "Model FLOPs per second of all workers",
+    "checkpoint_timestamp_seconds": "Unix time at which this worker last wrote its part of a checkpoint, or began",
     "samples": "Queries trained on, of all workers",
     "step_seconds": "Duration of a step on this worker",
     "mfu": "Model FLOPs per second by the peak of all devices",
@@ -29,11 +29,11 @@ HELP = {
 SECONDS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
 """Bounds of the histogram of steps."""
 OWN = ("data_wait_share", "memory_bytes")
-"""What every worker tells of itself; worker 0 tells the rest."""
+"""What every worker tells of itself, beside `checkpoint_timestamp_seconds`; worker 0 tells the rest."""
 
 
 class Gauges:
-    """A worker's metrics. Where Ray serves none (it was installed without its `default` extra) they go nowhere.
+    """A worker's metrics.
 
     Args:
         run: name/key of the run, the tag `run`.
@@ -41,24 +41,19 @@ class Gauges:
     """
 
     def __init__(self, run: str, rank: int) -> None:
-        self.tags, self.rank = {"run": run, "rank": str(rank)}, rank
-        self._metrics: dict[str, Any] = {}
+        self.rank = rank
+        self._metrics = Metrics(PREFIX, HELP, {"run": run, "rank": str(rank)})
 
     def set(self, told: Told) -> None:
         """The figures of the newest steps."""
         shared = {} if self.rank else {n: v for n, v in told.figures.items() if n not in OWN}
         for name, value in {**shared, **told.own}.items():
-            self._metric("Gauge", name).set(value)
+            self._metrics.set(name, value)
         for seconds in told.step_seconds:
-            self._metric("Histogram", "step_seconds", boundaries=SECONDS).observe(seconds)
+            self._metrics.observe("step_seconds", seconds, SECONDS)
         if not self.rank:
-            self._metric("Counter", "samples").inc(told.samples)
+            self._metrics.add("samples", told.samples)
 
-    def _metric(self, kind: str, name: str, **options: Any) -> Any:
-        if name not in self._metrics:
-            import ray.util.metrics
-
-            make = getattr(ray.util.metrics, kind)
-            self._metrics[name] = make(PREFIX + name, HELP[name], tag_keys=tuple(self.tags), **options)
-            self._metrics[name].set_default_tags(self.tags)
-        return self._metrics[name]
+    def saved(self, at: float) -> None:
+        """When this worker's newest part of a checkpoint was written, in Unix time."""
+        self._metrics.set("checkpoint_timestamp_seconds", at)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from infra.base import logs
 from training.config import TrainRecipe
 
 TRAINED = "trained.safetensors"
@@ -185,6 +186,9 @@ class Board:
 
 def work(job: Job) -> None:
     """Train on this worker from the last complete checkpoint to the end."""
+    import ray.train
+
     from training.loop import train_worker
 
+    logs.start_worker(run=job.label, stage="train", rank=ray.train.get_context().get_world_rank())
     train_worker(job)

@@ -221,6 +221,7 @@ class Loop:
         told = self.meter.read(self.history.rows)
         for window in told:
             self.gauges.set(window)
+        self.gauges.saved(self.writer.written_at)
         if self.rank == 0 and self.history.rows:
             if told:
                 self.tell("train", [window.figures for window in told])

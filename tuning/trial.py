@@ -21,6 +21,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from infra.base import logs
 from infra.base.command import Context
 from infra.base.errors import OacirError
 from infra.base.tracking import track_at
@@ -172,6 +173,7 @@ class Trial(tune.Trainable):
         return self.course.next()
 
     def _begun(self, number: int, values: Values) -> Course | Replay:
+        logs.start_worker(trial=number)
         if ended := self.shared.ended.get(number):
             return Replay(ended, self.shared.objectives)
         if not self.pointer:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
+
+from infra.base import logs
 
 FEW = 3
 """So many units after the first tell a rate."""
@@ -27,8 +30,9 @@ def duration(seconds: float) -> str:
 
 def announce(line: str) -> None:
     """Say at once, on the error stream, what a command that goes on has to tell."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    if not logs.said(logging.INFO, line):
+        sys.stderr.write(logs.redacted(line) + "\n")
+        sys.stderr.flush()
 
 
 class Progress:
@@ -97,6 +101,9 @@ class Progress:
         else:
             left = f"{duration((self.total - self.done) / rate)} left" if rate else ""
             text += "".join(f", {part}" for part in (pace, left, note) if part)
+        text = logs.redacted(text)
+        if self.stream is sys.stderr and logs.said(logging.INFO, text, done=self.done, total=self.total):
+            return
         if self.stream.isatty():
             # a line that wraps could not be rewritten
             while (columns := self._columns()) and len(text) >= columns and ", " in text:

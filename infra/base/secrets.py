@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -42,3 +45,31 @@ def read_secret(variable: str, file: str | None) -> SecretStr | None:
     if not text:
         raise OacirError(f"{path}: holds no key")
     return SecretStr(text)
+
+
+def require_no_password(recipe: Mapping[str, Any], kept: str) -> None:
+    """Refuse a recipe with a password in a URL: it would be written down.
+
+    Args:
+        recipe: as plain values.
+        kept: where it would be, for the message.
+
+    Raises:
+        OacirError: naming the key, not the value.
+    """
+    for key, text in _texts(recipe, ""):
+        if "://" in text and "@" in text and urlsplit(text).password:
+            raise OacirError(
+                f"{key}: holds a password, which would be kept in {kept}; take it out and give it by the environment"
+            )
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, key)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pydantic
 from pydantic import Field, field_validator
 
-from infra.base import storage
+from infra.base import logs, storage
 from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError, VersionError
+from infra.base.secrets import require_no_password
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -192,9 +193,11 @@ def start(kind: Kind, name: str, key: str, recipe: Config, *, root: str, out: st
     """Open the place of a version for writing, new or half-finished.
 
     Raises:
-        OacirError: `out` holds something else (another recipe's version, or files that are not a version).
+        OacirError: the recipe holds a password, or `out` another version, or files that are none.
     """
     url = storage.absolute(out) if out else storage.join(storage.absolute(root), kind, name, key)
+    require_no_password(recipe.model_dump(mode="json"), "the version")
+    logs.now(kind=kind, run=f"{name}/{key}")
     finished = None
     if storage.exists(storage.join(url, MANIFEST)):
         finished = open_version(url).manifest

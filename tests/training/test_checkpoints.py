@@ -260,3 +260,19 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_gives_way_to_another(
     )
     assert checkpoints.branch(str(origin), str(run)) == 3
     assert not (run / "checkpoints/step-00000006").exists()
+
+
+def test_a_written_part_says_when(tmp_path: Path) -> None:
+    """The age of a checkpoint is measured from it; a write that fails makes nothing younger."""
+    writer = CheckpointWriter(str(tmp_path / "run"), 0, 1, 2)
+    began = time.time()
+    writer.written_at = 0.0
+    writer.save(1, state(1.0))
+    writer.wait()
+    assert began <= writer.written_at <= time.time()
+    writer.written_at = 0.0
+    (tmp_path / "run/checkpoints/step-00000002/rank-0-of-1.safetensors/in the way").mkdir(parents=True)
+    writer.save(2, state(2.0))
+    assert writer.settle()
+    assert writer.written_at == 0.0
+    writer.close()

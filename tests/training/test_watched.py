@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 import threading
+import time
 import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ class Watched:
     client: Any
     scraped: dict[tuple[str, str], float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    began: float = 0.0
+    """Unix time."""
 
     @property
     def run(self) -> Version:
@@ -122,7 +125,7 @@ def watched(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Watc
     client = MlflowClient(uri)
     client.create_experiment("oacir", artifact_location=f"file://{root}/artifacts")
     plain = train(recipe(), Context(root=str(root), out=str(root / "plain")))
-    scraper, killer = Scraper(), Killer(root / "watched", KILLED_AT)
+    scraper, killer, began = Scraper(), Killer(root / "watched", KILLED_AT), time.time()
     scraper.start()
     killer.start()
     asked = recipe(**WATCHED, mlflow_uri=uri)
@@ -131,7 +134,7 @@ def watched(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Watc
         thread.over.set()
         thread.join()
     assert killer.killed == 2, "the workers were to be killed in the middle"
-    return Watched(outcome, open_version(str(plain.location)), client, scraper.values, scraper.tags)
+    return Watched(outcome, open_version(str(plain.location)), client, scraper.values, scraper.tags, began)
 
 
 def history_of(client: Any, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -201,6 +204,7 @@ def test_prometheus_sees_every_worker(watched: Watched) -> None:
     for rank in "01":
         assert watched.scraped["memory_bytes", rank] > 1e7
         assert watched.scraped["step_seconds_count", rank] > 0
+        assert watched.began - 1 < watched.scraped["checkpoint_timestamp_seconds", rank] < time.time()
     assert watched.scraped["samples_total", "0"] > 0
     assert watched.tags["run"] == f"watched/{watched.run.manifest.key}"
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from infra.base.config import Config
+from infra.base.logs import SECRET_NAME
 
 Price = Annotated[float, Field(ge=0)]
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-"""What names of variables that hold secrets have in them."""
 
 
 class EnvironmentSection(Config):
