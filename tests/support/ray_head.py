@@ -22,12 +22,16 @@ STORE_BYTES = 150 << 20
 
 
 @contextmanager
-def ray_head(environment: dict[str, str], cpus: int = 2) -> Iterator[str]:
+def ray_head(
+    environment: dict[str, str], cpus: int = 2, *, gcs: int = 0, more: tuple[str, ...] = ()
+) -> Iterator[str]:
     """The dashboard's URL of a cluster of this machine alone.
 
     Args:
         environment: variables that the cluster's processes have beside this process's.
         cpus: logical CPUs.
+        gcs: port that drivers and nodes connect to; 0 is a free one.
+        more: further options of `ray start`.
     """
     folder = Path(tempfile.mkdtemp(prefix="head"))  # short: sockets lie in it
     dashboard, agent, client = free_ports(3)
@@ -37,10 +41,10 @@ def ray_head(environment: dict[str, str], cpus: int = 2) -> Iterator[str]:
     }
     for name in ("RAY_ADDRESS", "PYTHONPATH"):
         ours.pop(name, None)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", "0"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", str(gcs)]
     command += ["--num-cpus", str(cpus), "--object-store-memory", str(STORE_BYTES), "--temp-dir", str(folder)]
     command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
-    command += ["--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client)]
+    command += ["--dashboard-agent-listen-port", str(agent), "--ray-client-server-port", str(client), *more]
     with (folder / "start.log").open("wb") as log:
         head = subprocess.Popen(command, stdout=log, stderr=log, env=ours | environment, cwd=folder)
     url = f"http://127.0.0.1:{dashboard}"
