@@ -224,14 +224,19 @@ class ChatAnnotator(Annotator):
 
     async def _ask_all(self, questions: Sequence[Question]) -> list[Answer | Rejection]:
         found: dict[str, Answer | Rejection] = {}
-        keys = [question_key(question, self.options) for question in questions]
-        waiting = iter(dict(zip(keys, questions, strict=True)).items())  # equal ones are asked once
+        keys: list[str] = []
+        begun: set[str] = set()
+        waiting = iter(questions)
         stopped: list[OacirError] = []
 
         async def work() -> None:
-            for key, question in waiting:
+            for question in waiting:
                 if stopped:
                     return
+                keys.append(key := question_key(question, self.options))
+                if key in begun:  # equal ones are asked once
+                    continue
+                begun.add(key)
                 try:
                     found[key] = await self._answer(client, pool, key, question)
                 except NoAnswer as error:
@@ -256,25 +261,29 @@ class ChatAnnotator(Annotator):
         async def elsewhere(function: Callable[..., T], *args: object) -> T:
             return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
 
-        known = await elsewhere(self._kept.get, key)
-        if known is not None:
+        known = await elsewhere(self._prepare, key, question)
+        if isinstance(known, Answer):
             if known.paid_by == self.setting.benchmark:
                 self._pay(question.domain, known)
             else:
                 self._count(question.domain, KEPT, 1)
             return known
-        urls = {p.sha256: await elsewhere(self._pictures.url, p) for p in question.pictures}
-        body = payload(question, self.options, urls)
         self._check_budget()
         self._in_flight += 1
         try:
-            reply = await client.ask(body)
+            reply = await client.ask(known)
         finally:
             self._in_flight -= 1
         answer = Answer(**vars(reply), paid_by=self.setting.benchmark)
         self._pay(question.domain, answer)
         await elsewhere(self._kept.put, key, answer)
         return answer
+
+    def _prepare(self, key: str, question: Question) -> Answer | dict[str, Any]:
+        """What is kept of a question, or the body of its request; in a thread, since it reads and encodes."""
+        if (known := self._kept.get(key)) is not None:
+            return known
+        return payload(question, self.options, {p.sha256: self._pictures.url(p) for p in question.pictures})
 
     def _count(self, domain: str, name: str, number: int) -> None:
         self._used.setdefault(domain, Counter())[name] += number

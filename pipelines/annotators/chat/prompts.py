@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -59,6 +60,7 @@ def prompts_hash() -> str:
     return digest.hexdigest()
 
 
+@lru_cache  # asked twice for every pair
 def instruction(profile: Profile, max_words: int) -> str:
     """The prompt of a pair."""
     words = {"max_words": str(max_words), "naming": naming(profile), "hints": hints(profile)}
@@ -75,6 +77,7 @@ def hints(profile: Profile) -> str:
     return _read(profile)
 
 
+@lru_cache
 def instruction_hash(profile: Profile, max_words: int) -> str:
     """SHA-256 of the prompt of a pair: the provenance of its text."""
     return hashlib.sha256(instruction(profile, max_words).encode()).hexdigest()
@@ -158,7 +161,7 @@ def payload(question: Question, options: ChatOptions, urls: dict[str, str]) -> d
         options: of the annotator.
         urls: SHA-256 of a photo → what stands for it.
     """
-    from pipelines.annotators.chat.answers import FORMS
+    from pipelines.annotators.chat.answers import schema_of
 
     def part(each: Part) -> dict[str, Any]:
         if isinstance(each, str):
@@ -176,7 +179,7 @@ def payload(question: Question, options: ChatOptions, urls: dict[str, str]) -> d
         "seed": question.seed,
     }
     if options.answers_as == "json_schema":
-        form = {"name": question.schema, "schema": FORMS[question.schema].model_json_schema(), "strict": True}
+        form = {"name": question.schema, "schema": schema_of(question.schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     elif options.answers_as == "json_object":
         body["response_format"] = {"type": "json_object"}
@@ -219,5 +222,6 @@ def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\0chat\0{name}".encode()).digest()[:4]) >> 1
 
 
+@lru_cache
 def _read(name: str) -> str:
     return (FOLDER / f"{name}.txt").read_text().strip()

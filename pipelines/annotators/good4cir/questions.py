@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -73,12 +74,14 @@ def again_question(asked: Question, text: Annotation, fault: Rejection) -> Quest
     return Question(messages, asked.schema, asked.seed, asked.domain, asked.max_tokens)
 
 
+@lru_cache
 def instruction(profile: Profile, good: Good4cirOptions, max_words: int) -> str:
     """The prompt of the sentences; both lists are still to be filled in."""
     words = str(max(FEWEST_WORDS, max_words // good.sentences))
     return Template(_read("differences")).safe_substitute(max_words=words, naming=chat.naming(profile))
 
 
+@lru_cache
 def instruction_hash(profile: Profile, good: Good4cirOptions, max_words: int) -> str:
     """SHA-256 of the three prompts of a pair: the provenance of its text."""
     lists = [
@@ -108,5 +111,6 @@ def _filled(name: str, words: dict[str, str]) -> str:
     return Template(_read(name)).substitute(words)
 
 
+@lru_cache
 def _read(name: str) -> str:
     return (FOLDER / f"{name}.txt").read_text().strip()
