@@ -141,7 +141,7 @@ def _make(
     count(draft.url, "listing", listed.accounts())
     count(draft.url, "split", [dealt.account])
     if recipe.grounding is not None:
-        ground = GroundStage(recipe.grounding, recipe.grounding.gpus)
+        ground = GroundStage(recipe.grounding, recipe.grounding.gpus, known)
         records |= run_stages([ground], draft.url, parts, workers=workers, label="ground")
     annotate: list[Stage] = []
     if recipe.chat is None:
@@ -268,8 +268,10 @@ def _figures(
 
 
 def _grounding_figures(model: str, counts: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
-    states = ("found", "review", "none")
-    return {"model": model} | {s: sum(c.get(f"boxes {s}", 0) for c in counts.values()) for s in states}
+    told = {"found": "found", "review": "review", "none": "none", "taken_over": "taken over"}
+    return {"model": model} | {
+        k: sum(c.get(f"boxes {n}", 0) for c in counts.values()) for k, n in told.items()
+    }
 
 
 def _plan(recipe: BuildRecipe, source: Source, reviews: Reviews | None) -> Outcome:

@@ -14,6 +14,7 @@ from pipelines.annotators.chat.prompts import prompts_hash
 from pipelines.annotators.good4cir.options import Good4cirOptions
 from pipelines.annotators.good4cir.questions import prompts_hash as good4cir_prompts_hash
 from pipelines.annotators.people.options import PeopleOptions
+from pipelines.grounding import EXECUTION_ONLY as GROUNDING_EXECUTION_ONLY
 from pipelines.grounding import GroundingOptions
 from pipelines.images import ImageLimits
 from pipelines.sources.deepfashion2 import DeepFashion2Config
@@ -31,7 +32,7 @@ ASKING = ("chat", "good4cir")
 """Annotators that ask a chat model."""
 EXECUTION_ONLY: dict[str, Any] = {
     "workers": True, "images_per_part": True, "encoder": {"gpus"}, "chat": set(CHAT_EXECUTION_ONLY),
-    "grounding": {"gpus", "images_at_once"}, "people": {"reviews"},
+    "grounding": set(GROUNDING_EXECUTION_ONLY), "people": {"reviews"},
 }  # fmt: skip
 """Options that change how a build runs, never what it makes."""
 
@@ -228,6 +229,10 @@ class BuildRecipe(Config):
             return None
         asked = self.chat.model_dump(mode="json", exclude=set(CHAT_EXECUTION_ONLY))
         return asked | ({"good4cir": self.good4cir.model_dump(mode="json")} if self.good4cir else {})
+
+    def grounded_as(self) -> dict[str, Any] | None:
+        """What boxes hang on, of the detector's options; None without one."""
+        return self.grounding.model_dump(exclude=set(GROUNDING_EXECUTION_ONLY)) if self.grounding else None
 
     def prompts(self) -> str | None:
         """Hash of the prompts that a chat model is asked with; None without one."""

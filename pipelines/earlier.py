@@ -68,6 +68,8 @@ class Earlier:
     """Domains whose texts would be written again by the same annotator with the same options."""
     quadruples: str = "quadruples"
     """Where the annotator's own quadruples lie, before people."""
+    same_detector: bool = False
+    """Whether its boxes are those of the detector that is asked now."""
 
     def for_workers(self) -> Earlier:
         """The same without what only the driver needs."""
@@ -130,6 +132,10 @@ class Earlier:
         before = self._by_id("instances", parts, names)
         for name, row in self._by_id(COLLECTED, parts, names).items():
             before[name] |= row
+        if self.same_detector:  # to an annotator its boxes are those of the photos
+            for name, row in self._by_id("boxes", parts, names).items():
+                if row["state"] == "found":
+                    before[name]["box"] = row["box"]
         ids = pa.array(sorted(asked), pa.string())
         answers: dict[str, Annotation | Rejection] = {}
         for row in self._rows("rejects/annotate", parts, None, ids, "key"):
@@ -151,6 +157,20 @@ class Earlier:
             name: answer
             for name, answer in answers.items()
             if all(_same(before, image) for image in (asked[name].reference, asked[name].target))
+        }
+
+    def boxes(self, listing: pa.Table, photos: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Image → its row of `records.BOXES`, of the photos (image_id, sha256) of a part whose bytes are the same."""
+        if not self.same_detector:
+            return {}
+        parts = self._overlapping(listing)
+        names = pa.array(sorted(photo["image_id"] for photo in photos), pa.string())
+        bytes_of = {name: row["sha256"] for name, row in self._by_id(COLLECTED, parts, names).items()}
+        found = self._by_id("boxes", parts, names)
+        return {
+            name: found[name]
+            for photo in photos
+            if (name := photo["image_id"]) in found and bytes_of.get(name) == photo["sha256"]
         }
 
     def _overlapping(self, listing: pa.Table) -> list[int]:
@@ -241,13 +261,18 @@ def open_earlier(root: str, reference: str, recipe: BuildRecipe) -> Earlier:
         annotator_kind(before) == annotator_kind(recipe)
         and before.seed == recipe.seed
         and before.asked_as() == recipe.asked_as()
-        and before.grounding == recipe.grounding
+        and before.grounded_as() == recipe.grounded_as()
         and (recipe.chat is None or version.manifest.figures["chat"]["prompts_sha256"] == recipe.prompts())
     )
     return Earlier(
         url=version.url,
         content_hash=version.manifest.content_hash,
         parts=tuple(keys),
+        same_detector=(
+            before.grounding is not None
+            and recipe.grounding is not None
+            and before.grounding.model == recipe.grounding.model
+        ),
         splits=kept_splits(rows),
         texts_of=frozenset(
             domain

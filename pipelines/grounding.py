@@ -16,10 +16,13 @@ from infra.base.accounts import Account
 from infra.base.config import Config
 from infra.base.errors import OacirError
 from pipelines.annotators.grounder import Grounder, Seen
+from pipelines.earlier import Earlier
 from pipelines.images import ImageLimits, ImageRejected, decode
 from pipelines.records import TABLES
 from pipelines.stages import Part, Stage, StageResult
 
+EXECUTION_ONLY = frozenset({"gpus", "images_at_once"})
+"""Options that change how a detector runs, never what it finds."""
 ANY = ImageLimits(min_side_px=1, max_pixels=2**40, max_aspect=2.0**40)
 """What an image may measure was judged when it was collected."""
 WORKING_SIDE_PX = 800
@@ -47,8 +50,10 @@ class GroundStage(Stage):
 
     options: GroundingOptions
     gpus: float = 0.0
+    earlier: Earlier | None = None
+    """What an earlier version knows; the detector looks at other photos only."""
     name = "ground"
-    inputs = ("_work/images/filtered", "instances", "pairs")
+    inputs = ("listing", "_work/images/filtered", "instances", "pairs")
     outputs = ("boxes", "rejects/ground")
     _grounder: Grounder | None = field(default=None, init=False, repr=False)
 
@@ -68,12 +73,17 @@ class GroundStage(Stage):
         ]
         boxes: list[dict[str, Any]] = []
         counts: dict[str, Counter[str]] = {}
-        step = self.options.images_at_once
-        for first in range(0, len(wanted), step):
-            group = wanted[first : first + step]
-            for row, seen in zip(group, self._look(group), strict=True):
-                boxes.append(self._row(row, seen))
-                counts.setdefault(row["domain"], Counter())[f"boxes {boxes[-1]['state']}"] += 1
+        known = self._known(part.tables["listing"], wanted)
+        found = dict(known)
+        new = [row for row in wanted if row["image_id"] not in known]
+        for first in range(0, len(new), self.options.images_at_once):
+            group = new[first : first + self.options.images_at_once]
+            found |= {row["image_id"]: seen for row, seen in zip(group, self._look(group), strict=True)}
+        for row in wanted:
+            boxes.append(self._row(row, found[row["image_id"]]))
+            count = counts.setdefault(row["domain"], Counter())
+            count[f"boxes {boxes[-1]['state']}"] += 1
+            count["boxes taken over"] += row["image_id"] in known
         rejects = [_reject(row) for row in boxes if row["state"] != "found"]
         refused = Counter(row["reason"] for row in rejects)
         account = Account(
@@ -84,6 +94,16 @@ class GroundStage(Stage):
             "rejects/ground": pa.Table.from_pylist(rejects, TABLES["rejects"]),
         }
         return StageResult(made, [account], counts)
+
+    def _known(self, listing: pa.Table, rows: Sequence[dict[str, Any]]) -> dict[str, Seen | None]:
+        """Image → what the detector saw in the same bytes, told to look for the same thing."""
+        before = self.earlier.boxes(listing, rows) if self.earlier else {}
+        same = {
+            n: box
+            for row in rows
+            if (box := before.get(n := row["image_id"])) and box["label"] == self._label(row)
+        }
+        return {n: Seen(tuple(box["box"]), box["score"]) if box["box"] else None for n, box in same.items()}
 
     def _look(self, rows: Sequence[dict[str, Any]]) -> list[Seen | None]:
         if self._grounder is None:

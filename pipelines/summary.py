@@ -193,6 +193,7 @@ def details_of(manifest: Manifest) -> Iterator[str]:
         yield (
             f"boxes by {ground['model']}: {ground['found']:,} found, {ground['review']:,} unsure (in table boxes,"
             f" state review), {ground['none']:,} none"
+            + (f"; {kept:,} taken over" if (kept := ground.get("taken_over", 0)) else "")
         )
     if chat := manifest.figures.get("chat"):
         money = "" if chat["money"] is None else f" for {chat['money']:,.2f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from pipelines.annotators.people.importing import ReviewImportRecipe, import_
 from pipelines.build import build
 from pipelines.config import BuildRecipe
 from pipelines.contents import recompute
+from pipelines.earlier import open_earlier
+from pipelines.grounding import GroundingOptions, GroundStage
 from pipelines.stages import read_parts
 
 LOOSE = {"tau_valid": 3, "tau_high": 0.9999, "tau_centric": 0.9999, "tau_count": 3}
@@ -171,8 +174,6 @@ def test_people_write_for_an_unsure_box_on_the_upright_photo(
 
 
 def test_boxes_of_the_source_are_never_replaced(photos: Path, detector: str, tmp_path: Path) -> None:
-    import shutil
-
     copied = tmp_path / "photos"
     shutil.copytree(photos, copied)
     lines = [f"toys/thing-0/{n}.jpg,1,2,30,40,hand" for n in range(4)]
@@ -203,6 +204,55 @@ def test_a_chat_model_is_asked_with_the_boxes_that_were_found(
     assert len(queries) == len(server.pairs) > 20
     assert all(q["reference_box"] == boxes[q["reference_id"]] for q in queries)
     assert {p.size for r in server.pairs for p in r.pictures} == {(96, 64)}  # upright, too
+
+
+def test_an_update_looks_at_new_and_changed_photos_alone(
+    photos: Path, detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    look_for = Grounder.look_for
+
+    def counted(self: Grounder, images: Any, labels: Any, sizes: Any) -> Any:
+        looked.append(len(images))
+        return look_for(self, images, labels, sizes)
+
+    monkeypatch.setattr(Grounder, "look_for", counted)
+    copied = tmp_path / "photos"
+    shutil.copytree(photos, copied)
+    asked = {"model": detector, "min_score": 0.0, "images_at_once": 1}
+    first = made(copied, tmp_path, grounding=asked)
+    assert sum(looked) == 16
+    (copied / "toys/thing-4").mkdir()
+    for n in range(4):
+        shutil.copy(copied / f"toys/thing-0/{n}.jpg", copied / f"toys/thing-4/{n}.jpg")
+        with Image.open(copied / f"toys/thing-4/{n}.jpg") as image:
+            ImageOps.mirror(image).save(copied / f"toys/thing-4/{n}.jpg")
+    with Image.open(copied / "toys/thing-0/0.jpg") as image:
+        ImageOps.flip(image).save(copied / "toys/thing-0/0.jpg")
+
+    looked.clear()
+    second = made(copied, tmp_path, update=first.url, grounding=asked)
+    assert sum(looked) == 5
+    assert second.manifest.figures["grounding"]["taken_over"] == 15
+    whole = made(copied, tmp_path / "whole", grounding=asked)
+    assert whole.manifest.figures["grounding"]["taken_over"] == 0
+    assert sorted(rows(second, "boxes"), key=str) == sorted(rows(whole, "boxes"), key=str)
+    assert second.manifest.figures["taken_over"]["pairs"] == 42  # of 48: six show the photo that changed
+
+    looked.clear()  # another threshold judges the same boxes anew
+    scores = sorted(row["score"] for row in rows(first, "boxes"))
+    third = made(copied, tmp_path, update=second.url, grounding=asked | {"min_score": scores[8]})
+    assert looked == []
+    assert third.manifest.figures["grounding"]["review"] >= 8
+    # another label is another question, and other bytes are another photo
+    recipe = BuildRecipe.model_validate(second.manifest.recipe)
+    earlier = open_earlier(str(tmp_path), second.url, recipe)
+    photo, listing = rows(second, "images")[0] | {"category": "toys"}, second.table("listing")
+    known = [
+        GroundStage(GroundingOptions(model=detector, labels=labels), 0.0, earlier)._known(listing, [row])
+        for labels, row in (({}, photo), ({"toys": "cup"}, photo), ({}, photo | {"sha256": "0" * 64}))
+    ]
+    assert [len(found) for found in known] == [1, 0, 0]
 
 
 def test_a_detector_that_cannot_be_loaded_ends_the_build(photos: Path, tmp_path: Path) -> None:
