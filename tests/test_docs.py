@@ -19,6 +19,7 @@ PAGES = [
     "annotators.md",
     "cluster.md",
     "evaluation.md",
+    "foreign.md",
     "jobs.md",
     "operations.md",
     "registry.md",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from training.model.processing import AdaFocalProcessor
     from training.model.regions import Region
-    from training.model.views import PixelBox
+    from training.model.views import Asking, PixelBox
 
 READERS = 8
 
@@ -77,7 +77,7 @@ def anchors_of(rows: Iterable[Mapping[str, Any]], sizes: Mapping[str, tuple[int,
     ]
 
 
-def region_counts(anchors: Sequence[Anchor], processor: AdaFocalProcessor) -> dict[str, int]:
+def region_counts(anchors: Sequence[Anchor], processor: Asking) -> dict[str, int]:
     """How many queries are asked with their mask and how many with their box."""
     masks = sum(anchor.mask is not None for anchor in anchors) if processor.region == "mask" else 0
     return {"mask": masks, "box": len(anchors) - masks}

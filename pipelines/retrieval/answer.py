@@ -18,8 +18,11 @@ from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
 from pipelines.gallery import gallery_hash
 from pipelines.retrieval.config import AnswerRecipe
-from pipelines.retrieval.engine import Encoder, Gallery, QuerySet, encode_queries, score
-from pipelines.retrieval.inputs import StoreTokens, find_dataset, find_model, image_sizes, require_features
+from pipelines.retrieval.engine import Asked, Encoder, Gallery, QuerySet, encode_queries, score
+from pipelines.retrieval.evaluate import place_of
+from pipelines.retrieval.foreign.encoder import open_foreign
+from pipelines.retrieval.inputs import ModelPlace, StoreTokens, find_dataset, image_sizes, require_features
+from pipelines.retrieval.robustness.config import PerturbSection
 from pipelines.retrieval.search import search
 from pipelines.retrieval.sharded import search_on_workers
 
@@ -39,28 +42,17 @@ def answer(recipe: AnswerRecipe, context: Context) -> Outcome:
     """
     dataset = find_dataset(context.root, recipe.dataset)
     kind, queries, groups, gallery = _hidden(dataset)
-    place = find_model(context.root, recipe.model)
+    place = place_of(recipe, context.root)
     folder = context.out or storage.join(context.root, "answers", f"{recipe.name}-{kind}")
     if context.dry_run:
         return Outcome(
             f"would answer {len(queries):,} queries of {dataset.url} in {storage.absolute(folder)}"
         )
 
-    from training.model.adafocal import AdaFocalModel
-    from training.stores import joined
-
-    model, processor = place.load(with_tower=False)
-    stores = require_features(context.root, recipe.features, place, dataset, processor)
-    encoder = Encoder(model, processor, StoreTokens(joined(stores)), recipe.encode_batch_size)
-    if type(model).score is not AdaFocalModel.score:
-        raise OacirError(
-            f"{place.url}: {type(model).__name__} scores otherwise than by the best of a set of vectors, which is"
-            " all that answer can rank by"
-        )
+    encoder, urls = _encoder(recipe, context.root, place, dataset)
     vectors, _ = encode_queries(encoder, encoder.prepare(queries))
     column_of = {image_id: column for column, image_id in enumerate(gallery.image_ids)}
     removed = np.array([-1 if i is None else column_of.get(i, -1) for i in queries.removed_ids])
-    urls = [store.version.url for store in stores]
     if recipe.workers > 1:
         model_url = place.url if place.run is None else place.run.url
         best = search_on_workers(
@@ -85,6 +77,31 @@ def answer(recipe: AnswerRecipe, context: Context) -> Outcome:
         url,
         {"queries": len(queries), "files": sorted(files), "model": place.content_hash},
     )
+
+
+def _encoder(
+    recipe: AnswerRecipe, root: str, place: ModelPlace, dataset: versions.Version
+) -> tuple[Asked, list[str]]:
+    """The model, and the feature stores that it reads."""
+    from training.model.adafocal import AdaFocalModel
+    from training.stores import joined
+
+    if recipe.foreign is not None:
+        if recipe.workers > 1:
+            raise OacirError(
+                f"workers {recipe.workers}: several workers read a feature store, and a foreign model has none;"
+                " leave workers at 1"
+            )
+        return open_foreign(place, recipe.foreign, dataset, PerturbSection(), recipe.encode_batch_size), []
+    model, processor = place.load(with_tower=False)
+    stores = require_features(root, recipe.features, place, dataset, processor)
+    if type(model).score is not AdaFocalModel.score:
+        raise OacirError(
+            f"{place.url}: {type(model).__name__} scores otherwise than by the best of a set of vectors, which is"
+            " all that answer can rank by"
+        )
+    encoder = Encoder(model, processor, StoreTokens(joined(stores)), recipe.encode_batch_size)
+    return encoder, [store.version.url for store in stores]
 
 
 def answers(
@@ -172,7 +189,7 @@ def _check_gallery(figures: Mapping[str, Any], gallery: Gallery, url: str) -> No
 
 
 def _top_of_groups(
-    encoder: Encoder,
+    encoder: Asked,
     vectors: Tensor,
     gallery: Gallery,
     removed: Sequence[str | None],
@@ -186,6 +203,6 @@ def _top_of_groups(
     found = []
     for vector, gone, group in zip(vectors, removed, groups, strict=True):
         columns = sorted(column_of[i] for i in {*group} - {gone})
-        scores = score(encoder.model.score, vector[None], targets[columns])[0]
+        scores = score(encoder.scorer, vector[None], targets[columns])[0]
         found.append([columns[n] for n in np.argsort(-scores, kind="stable")[:SUBSET_ANSWERS]])
     return found

@@ -15,16 +15,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.retrieval.engine import (
-    Encoder,
+    Asked,
     Floats,
     Gallery,
     Ints,
-    Prepared,
     QuerySet,
     encode_queries,
     score,
@@ -86,7 +85,7 @@ def lenders(queries: QuerySet, count: int, seed: int) -> Lenders | None:
     return Lenders(reach((here + steps) % total), reach((here - steps) % total))
 
 
-def borrow(encoder: Encoder, prepared: Prepared, lent: Lenders) -> Borrowed:
+def borrow(encoder: Asked, prepared: Any, lent: Lenders) -> Borrowed:
     """Encode every combination of a reference and a text that the baselines need, each once."""
     total, count = lent.references.shape
     own = np.repeat(np.arange(total)[:, None], count, axis=1)

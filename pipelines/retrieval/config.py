@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from infra.base.config import Config, Name, recipe_hash
+from pipelines.retrieval.foreign.config import ForeignSection
 from pipelines.retrieval.robustness.config import PerturbSection
 
 Positive = Annotated[int, Field(gt=0)]
@@ -37,13 +38,18 @@ class EvaluateRecipe(Config):
     """Foreign references (or texts) over which the blind baselines average."""
     seed: int = 0
     """Seed of the bootstrap and of the draws of the blind baselines."""
+    foreign: ForeignSection | None = None
+    """How a model that is not ours is asked: `--model` is then a folder or name of a CLIP, SigLIP, BLIP-2 or Qwen-VL
+    embedding model of Hugging Face; null takes a model of this package."""
     perturb: PerturbSection = Field(default_factory=PerturbSection)
     """What is changed about the queries, to measure robustness; the galleries stay as they are."""
 
     def identity(self, *content_hashes: str) -> str:
         """The key of an evaluation: equal for recipes that give equal figures on these contents."""
-        places = {"name", "model", "dataset", "features", "encode_batch_size", "queries_per_chunk", "perturb"}
-        asked = self.model_dump(mode="json", exclude=places)
+        places = {"name", "model", "dataset", "features", "encode_batch_size", "queries_per_chunk"}
+        asked = self.model_dump(mode="json", exclude={*places, "perturb", "foreign"})
+        if self.foreign is not None:
+            asked["foreign"] = self.foreign.model_dump(mode="json")
         if changed := self.perturb.stated():
             asked["perturb"] = changed
         return recipe_hash(asked, *content_hashes)
@@ -62,6 +68,8 @@ class AnswerRecipe(Config):
     """The feature store of the dataset's images; null finds the one of this model and dataset under the root."""
     encode_batch_size: Positive = 256
     """Images or queries per forward."""
+    foreign: ForeignSection | None = None
+    """How a model that is not ours is asked, see evaluate; null takes a model of this package."""
     workers: Positive = 1
     """Ray workers that encode and search a part of the gallery each; 1 does it in this process; equal answers."""
 

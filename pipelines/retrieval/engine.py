@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +110,30 @@ class Prepared:
     patch_mask: torch.Tensor  # [Q, N]
 
 
+class Asked(Protocol):
+    """A model that queries and galleries can be put to: ours (`Encoder`), or one of another maker."""
+
+    @property
+    def scorer(self) -> Scorer:
+        """Scores of its vectors."""
+        ...
+
+    def prepare(self, queries: QuerySet) -> Any:
+        """What is needed of the queries, once for all uses of them."""
+        ...
+
+    def targets(self, image_ids: Sequence[str]) -> Iterator[torch.Tensor]:
+        """Target vectors of the images, float32 [b, M, d] per batch, in order."""
+        ...
+
+    def queries(
+        self, prepared: Any, reference_of: Ints | None = None, text_of: Ints | None = None
+    ) -> Iterator[tuple[torch.Tensor, Floats | None]]:
+        """Query vectors [b, d] and β [b, 1 or M] per batch, in order; a row takes the image and region of query
+        `reference_of[i]` and the text of query `text_of[i]`, by default its own."""
+        ...
+
+
 class Encoder:
     """A model in eval mode with its processor and a source of tokens."""
 
@@ -126,6 +150,11 @@ class Encoder:
         # Dropout at test time made the release's β random; eval() is not left to the caller.
         self.model = model.eval().to(self.device)
         self.processor, self.source, self.batch_size = processor, source, batch_size
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model's own."""
+        return self.model.score
 
     def prepare(self, queries: QuerySet) -> Prepared:
         """Tokenise the texts and move the regions, once for all uses of the queries."""
@@ -175,7 +204,7 @@ class Encoder:
 
 
 def encode_queries(
-    encoder: Encoder, prepared: Prepared, reference_of: Ints | None = None, text_of: Ints | None = None
+    encoder: Asked, prepared: Any, reference_of: Ints | None = None, text_of: Ints | None = None
 ) -> tuple[torch.Tensor, list[list[float] | None]]:
     """All query vectors [Q, d], and β of each query: one value or one per query token, None where none was used."""
     import torch

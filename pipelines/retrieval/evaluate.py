@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from infra.base.errors import OacirError
 from infra.base.progress import Progress
 from pipelines.records import RANKINGS
 from pipelines.retrieval import baselines, summary
-from pipelines.retrieval.config import EvaluateRecipe
-from pipelines.retrieval.engine import Encoder, Floats, encode_queries, join, rank, score
+from pipelines.retrieval.config import AnswerRecipe, EvaluateRecipe
+from pipelines.retrieval.engine import Asked, Encoder, Floats, encode_queries, join, rank, score
+from pipelines.retrieval.foreign.encoder import open_foreign
+from pipelines.retrieval.foreign.load import find_foreign
 from pipelines.retrieval.inputs import (
     DomainTask,
     ImageTokens,
@@ -38,7 +40,8 @@ from training.anchors import region_counts
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from training.model.processing import AdaFocalProcessor
+    from training.features import FeatureStore
+    from training.model.views import Asking
 
 METRICS_FILE = "metrics.json"
 
@@ -50,7 +53,7 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
         OacirError: the split has no query, or the features do not fit the model or the dataset.
     """
     dataset = find_dataset(context.root, recipe.dataset)
-    place = find_model(context.root, recipe.model)
+    place = place_of(recipe, context.root)
     benchmark = benchmark_of(dataset, recipe.split)
     tasks = load_tasks(dataset, recipe.split)
     if not tasks:
@@ -70,16 +73,25 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     from training.stores import joined
 
     began = time.monotonic()
-    model, processor = place.load(with_tower=False)
-    stores = require_features(context.root, recipe.features, place, dataset, processor)
-    tasks, changed = perturb(tasks, recipe.perturb, processor)
-    source = StoreTokens(joined(stores))
+    encoder: Asked
     shown: ShownReferences | None = None
-    if encodes_anew(recipe.perturb, processor):
-        model, processor = place.load()
-        images = ImageTokens(model, processor, uris(dataset), *place.token_types(stores[0]))
-        shown = ShownReferences(source, images, recipe.perturb)
-    encoder = Encoder(model, processor, source if shown is None else shown, recipe.encode_batch_size)
+    if recipe.foreign is not None:
+        stores: list[FeatureStore] = []
+        asking: Asking = recipe.foreign.asking
+        foreign = open_foreign(place, recipe.foreign, dataset, recipe.perturb, recipe.encode_batch_size)
+        encoder = foreign
+        tasks, changed = perturb(tasks, recipe.perturb, asking)
+    else:
+        model, processor = place.load(with_tower=False)
+        asking = processor
+        stores = require_features(context.root, recipe.features, place, dataset, processor)
+        tasks, changed = perturb(tasks, recipe.perturb, processor)
+        source = StoreTokens(joined(stores))
+        if encodes_anew(recipe.perturb, processor):
+            model, processor = place.load()
+            images = ImageTokens(model, processor, uris(dataset), *place.token_types(stores[0]))
+            shown = ShownReferences(source, images, recipe.perturb)
+        encoder = Encoder(model, processor, source if shown is None else shown, recipe.encode_batch_size)
     loaded = time.monotonic()
     with Progress("evaluate", sum(len(t.queries) for t in tasks), "queries") as progress:
         results = []
@@ -101,11 +113,13 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
         "absent": absent_domains(dataset, recipe.split, [t.domain for t in tasks]),
         "unseen": unseen_domains(context.root, place, dataset, [t.domain for t in tasks]),
     }
-    asked = _asked(processor, tasks)
+    asked = _asked(asking, tasks)
     data["asked"] = asked
+    if recipe.foreign is not None:
+        data["foreign"] = foreign.stated()
     if stated := recipe.perturb.stated():
         data["perturbed"] = {**stated, "counts": changed}
-    data["notes"] = summary.notes(data) + _notes(asked)
+    data["notes"] = summary.notes(data) + _notes(asked, data.get("foreign", {}))
     tables = {f"rankings/{r.task.domain}.parquet": rankings_table(r) for r in results}
     rows = versions.combine(versions.rows_hash(t.to_pylist()) for t in tables.values())
     files = []
@@ -128,8 +142,24 @@ def evaluate(recipe: EvaluateRecipe, context: Context) -> Outcome:
     return _outcome(version, "evaluated")
 
 
+def place_of(recipe: EvaluateRecipe | AnswerRecipe, root: str) -> ModelPlace:
+    """Where the model of a recipe lies, ours or another maker's.
+
+    Raises:
+        OacirError: there is none, or the options do not fit it.
+    """
+    if recipe.foreign is None:
+        return find_model(root, recipe.model)
+    if recipe.features is not None:
+        raise OacirError(
+            f"--features {recipe.features}: a model that is not ours reads photos; leave it out, or leave the foreign"
+            " options out"
+        )
+    return find_foreign(recipe.model)
+
+
 def evaluate_domain(
-    encoder: Encoder, task: DomainTask, recipe: EvaluateRecipe, shown: ShownReferences | None = None
+    encoder: Asked, task: DomainTask, recipe: EvaluateRecipe, shown: ShownReferences | None = None
 ) -> DomainResult:
     """Rank one domain's gallery for its queries, and for the two blind baselines; the gallery is encoded once.
 
@@ -143,9 +173,10 @@ def evaluate_domain(
 
     queries, gallery, chunk = task.queries, task.gallery, recipe.queries_per_chunk
     targets = torch.cat(list(encoder.targets(gallery.image_ids)))
-    prepared = encoder.prepare(queries) if shown is None else shown.prepare(encoder, queries)
+    # only an encoder of our own comes with references of its own
+    prepared = encoder.prepare(queries) if shown is None else shown.prepare(cast("Encoder", encoder), queries)
     vectors, betas = encode_queries(encoder, prepared)
-    scorer = encoder.model.score
+    scorer = encoder.scorer
 
     def own() -> Iterator[tuple[slice, Floats]]:
         for rows in baselines.chunks(len(queries), chunk):
@@ -223,7 +254,7 @@ def unseen_domains(
     return [domain for domain in domains if domain in left_out or not asked.get(domain)]
 
 
-def _asked(processor: AdaFocalProcessor, tasks: list[DomainTask]) -> dict[str, Any]:
+def _asked(processor: Asking, tasks: list[DomainTask]) -> dict[str, Any]:
     """How the model was asked: what it saw of the references, how texts named the object, and by which regions."""
     anchors = [anchor for task in tasks for anchor in task.queries.anchors]
     return {
@@ -234,11 +265,14 @@ def _asked(processor: AdaFocalProcessor, tasks: list[DomainTask]) -> dict[str, A
     }
 
 
-def _notes(asked: dict[str, Any]) -> list[str]:
+def _notes(asked: dict[str, Any], foreign: dict[str, Any]) -> list[str]:
     boxes, masks = asked["regions"]["box"], asked["regions"]["mask"]
-    if asked["region"] == "box" or not boxes:
-        return []
-    return [f"{boxes:,} of {masks + boxes:,} queries have no mask and were asked with their box"]
+    said = []
+    if asked["region"] == "mask" and boxes:
+        said.append(f"{boxes:,} of {masks + boxes:,} queries have no mask and were asked with their box")
+    if foreign.get("texts_cut"):
+        said.append(f"{foreign['texts_cut']:,} texts are longer than the model reads and were cut")
+    return said
 
 
 def _ranks(task: DomainTask, scored: Iterator[tuple[slice, Floats]]) -> Ranks:

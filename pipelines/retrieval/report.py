@@ -300,5 +300,5 @@ def _smooth(values: Sequence[float]) -> list[float]:
 def _thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     """At most LOSS_POINTS of the points, evenly, the last one among them."""
     points = list(zip(xs, ys, strict=True))
-    step = -(-len(points) // LOSS_POINTS)
+    step = max(1, -(-len(points) // LOSS_POINTS))
     return points[::-1][::step][::-1]

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "c" * 40
 RESOLVED = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
-API = re.compile(r"/api/models/([^/]+/[^/]+?)(?:/(preupload|commit|revision)/[^/]+)?")
+API = re.compile(r"/api/models/([^/]+/[^/]+?)(?:/(preupload|commit|revision|tree)/[^/]+)?")
 
 
 class LocalHub(ThreadingHTTPServer):
@@ -80,9 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
             content = repositories[found[1]][found[2]]
             headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
             self._send(200, content, headers)
-        elif (found := API.fullmatch(path)) and found[1] in repositories:
+        elif (found := API.fullmatch(path)) and found[1] in repositories and found[2] == "tree":
+            sizes = {name: len(content) for name, content in repositories[found[1]].items()}
+            self._json([{"type": "file", "path": n, "size": s, "oid": "0" * 40} for n, s in sizes.items()])
+        elif found and found[1] in repositories:
             siblings = [{"rfilename": name} for name in repositories[found[1]]]
-            self._json({"id": found[1], "sha": COMMIT, "siblings": siblings})
+            self._json({"id": found[1], "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0})
         else:
             self._absent()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from infra.base.errors import OacirError
 from training.model.regions import Box
@@ -23,6 +23,26 @@ RegionKind = Literal["box", "mask"]
 """Which region of a benchmark's query is asked with; a query without a mask is asked with its box."""
 PixelBox = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels, half-open."""
+
+
+class Asking(Protocol):
+    """How a model is asked: what its processor, or whoever stands in for one, says of it."""
+
+    @property
+    def reference_view(self) -> ReferenceView:
+        """What it sees of the reference."""
+        ...
+
+    @property
+    def text_entity(self) -> TextEntity:
+        """How the text speaks of the object."""
+        ...
+
+    @property
+    def region(self) -> RegionKind:
+        """Which region marks the object."""
+        ...
+
 
 RED = (255, 0, 0)
 LINE_PX = 3

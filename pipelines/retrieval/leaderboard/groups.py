@@ -114,7 +114,7 @@ def newest(evaluations: Sequence[Version]) -> tuple[list[Version], int]:
     kept: dict[tuple[Any, ...], Version] = {}
     for version in sorted(evaluations, key=lambda v: v.manifest.created_at):
         figures = version.manifest.figures
-        asked = json.dumps(figures.get("asked"), sort_keys=True)
+        asked = json.dumps([figures.get("asked"), figures.get("foreign")], sort_keys=True)
         kept[(subject_of(version), version.manifest.parents["model"], asked)] = version
     return list(kept.values()), len(evaluations) - len(kept)
 

@@ -182,8 +182,12 @@ def settings_of(figures: Mapping[str, Any]) -> list[str]:
     said = [VIEWS.get(asked.get("reference_view", ""), ""), ENTITIES.get(asked.get("text_entity", ""), "")]
     if asked.get("region") == "mask":
         said.append(f"masks of {asked['regions']['mask']:,} queries")
-    beta = figures.get("beta")
-    said.append("no β" if beta is None else f"β {beta['mean']:.2g} ± {beta['std']:.2g}")
+    foreign, beta = figures.get("foreign"), figures.get("beta")
+    if foreign:
+        weight = f", {foreign['text_weight']:g} text" if "text_weight" in foreign else ""
+        said.append(f"{foreign['model_type']}, {foreign['setting']}, {foreign['compose']}{weight}")
+    else:
+        said.append("no β" if beta is None else f"β {beta['mean']:.2g} ± {beta['std']:.2g}")
     unseen = figures.get("unseen") or ()
     if unseen:
         said.append(f"not trained on {', '.join(unseen)}")

@@ -24,17 +24,16 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from training.model.processing import AdaFocalProcessor
-    from training.model.views import PixelBox
+    from training.model.views import Asking, PixelBox
 
 
-def encodes_anew(section: PerturbSection, processor: AdaFocalProcessor) -> bool:
+def encodes_anew(section: PerturbSection, processor: Asking) -> bool:
     """Whether the model sees references that no feature store holds, so that its image tower is needed."""
     return section.image != "given" or (section.box != "given" and processor.reference_view != "full")
 
 
 def perturb(
-    tasks: Sequence[DomainTask], section: PerturbSection, processor: AdaFocalProcessor
+    tasks: Sequence[DomainTask], section: PerturbSection, processor: Asking
 ) -> tuple[list[DomainTask], dict[str, int]]:
     """The tasks with boxes and texts changed as declared, galleries untouched, and how many of them were.
 
