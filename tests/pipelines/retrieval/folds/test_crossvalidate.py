@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_root import make_run
 
 from infra.base import storage, versions
-from infra.base.command import Context
+from infra.base.command import Context, Outcome
 from infra.base.errors import OacirError
 from infra.ops.crossvalidate import crossvalidate
 from pipelines.retrieval.folds.config import CrossvalidateRecipe
 from pipelines.retrieval.folds.pool import notes, pool
+from training.config import TrainRecipe
 
 RECIPE = CrossvalidateRecipe(name="cv", dataset="benchmark", model="adafocal", folds=4, bootstrap_samples=200)
 
@@ -49,6 +53,45 @@ def test_the_pooled_figures_are_those_of_all_queries(context: Context, figures: 
     both = [figures["domains"][d]["metrics"]["R@5"]["value"] for d in found]
     assert figures["overall"]["metrics"]["R@5"]["value"] == pytest.approx(np.mean(both))
     assert figures["overall"]["gallery"] == 64
+
+
+def test_a_recipe_gives_each_fold_a_model_of_its_own(
+    make_root: Callable[..., Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embedding and training, which start Ray, are stood in for by untrained models; what they are told counts."""
+    context = make_root(tmp_path)
+    told: list[tuple[str, TrainRecipe]] = []
+
+    def embed(recipe: TrainRecipe, _: Context) -> Outcome:
+        told.append(("embed", recipe))
+        return Outcome("embedded", "features")
+
+    def train(recipe: TrainRecipe, here: Context) -> Outcome:
+        told.append(("train", recipe))
+        run = make_run(
+            here.root, versions.open_version(recipe.dataset), recipe.name, "scalar", seed=int(recipe.name[-1])
+        )
+        return Outcome("trained", run.url)
+
+    monkeypatch.setattr("pipelines.embed.embed", embed)
+    monkeypatch.setattr("training.trainer.train", train)
+    recipe = CrossvalidateRecipe(
+        name="own",
+        dataset="benchmark",
+        train="tiny.yaml",
+        folds=3,
+        epochs=2,
+        workers=1,
+        bootstrap_samples=100,
+    )
+    found = crossvalidate(recipe, context).figures
+    assert [what for what, _ in told] == ["embed", "train"] * 3
+    assert [r.dataset for _, r in told] == [url for url in found["folds"] for _ in range(2)]
+    assert {(r.training.epochs, r.scaling.workers, r.model.preset) for _, r in told} == {(2, 1, "tiny")}
+    models = [versions.open_version(u).manifest.figures["model"] for u in found["evaluations"]]
+    assert [model["name"] for model in models] == ["own-1", "own-2", "own-3"]
+    assert len({model["content_hash"] for model in models}) == 3
+    assert crossvalidate(recipe, context).figures == found  # evaluations that are there are taken
 
 
 def test_it_says_what_is_too_few() -> None:
