@@ -485,8 +485,8 @@ MUTATIONS = (
     Mutation(
         "a checkpoint that knows of best weights which are not there",
         "training/checkpoints.py",
-        "        self._write_best()\n        _write(url, tensors)\n",
-        "        _write(url, tensors)\n",
+        "        self._write_best()\n        _write(url, data)\n",
+        "        _write(url, data)\n",
         (CHECKPOINTS,),
     ),
     Mutation(
@@ -788,12 +788,12 @@ MUTATIONS = (
     Mutation(
         "both photos of a pair sent in the wrong order",
         "pipelines/annotators/chat/prompts.py",
-        """        _picture(pair.reference),
+        """        picture_of(pair.reference),
         "Wanted photograph:",
-        _picture(pair.target),""",
-        """        _picture(pair.target),
+        picture_of(pair.target),""",
+        """        picture_of(pair.target),
         "Wanted photograph:",
-        _picture(pair.reference),""",
+        picture_of(pair.reference),""",
         (ASKING,),
     ),
     Mutation(
