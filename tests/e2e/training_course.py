@@ -27,7 +27,7 @@ from drilling import ROOT, environment
 NO_END_S = 150.0
 LATEST = 5 / 6
 """Share of the steps behind which no fault comes."""
-APART = 20
+APART = 16
 """Steps between two faults, at least, where there is room for it."""
 DISTANCE = 0.05
 """Steps between two checkpoints as a share of the finished ones, as docs/reliability.md states it."""

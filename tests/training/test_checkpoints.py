@@ -60,7 +60,7 @@ def test_writing_takes_a_tenth_of_the_time_at_most() -> None:
 def test_one_outage_of_the_store_moves_no_later_checkpoint_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true, took = checkpoints._write, iter((0.0, 0.5, 0.0))
+    true, took = checkpoints._write, iter((0.0, 2.0, 0.0))
 
     def slow(url: str, tensors: dict[str, torch.Tensor]) -> None:
         time.sleep(next(took))
@@ -73,7 +73,7 @@ def test_one_outage_of_the_store_moves_no_later_checkpoint_away(
         writer.wait()
         usual.append(writer.usual_s)
     writer.close()
-    assert max(usual) < 0.5 <= writer.spent_s
+    assert max(usual) < 2.0 <= writer.spent_s
 
 
 def test_cheap_checkpoints_and_the_first_of_any_lie_as_close_as_the_work_at_stake_asks() -> None:
