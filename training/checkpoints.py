@@ -213,9 +213,10 @@ class CheckpointWriter:
     Attributes:
         problem: why the last write failed; empty if it did not.
         failures: how many failed in a row.
-        last_s, spent_s: seconds that the last finished part took, and all of them.
+        last_s: seconds that the last finished part took.
         usual_s: the lesser of the last two: a store that was away once shall not move later checkpoints apart.
         written_at: Unix time at which the last part was written; before the first one, when this began.
+        spent_s: the sum of those of all parts.
     """
 
     def __init__(self, run_url: str, rank: int, world_size: int, kept: int) -> None:
@@ -294,7 +295,7 @@ class CheckpointWriter:
         took = time.monotonic() - began
         self.usual_s = min(took, self.last_s) if self.spent_s else took
         self.last_s = took
-        self.spent_s += took
+        self.spent_s += self.usual_s
         self.written_at = time.time()
 
     def _prune(self) -> None:

@@ -67,13 +67,15 @@ def test_one_outage_of_the_store_moves_no_later_checkpoint_away(
         true(url, tensors)
 
     monkeypatch.setattr(checkpoints, "_write", slow)
-    writer, usual = CheckpointWriter(str(tmp_path), 0, 1, 2), []
+    writer, usual, outage = CheckpointWriter(str(tmp_path), 0, 1, 2), [], 0.0
     for step in (1, 2, 3):
         writer.save(step, state(step))
         writer.wait()
         usual.append(writer.usual_s)
+        outage = max(outage, writer.last_s)
     writer.close()
-    assert max(usual) < 2.0 <= writer.spent_s
+    assert max(usual) < 2.0 <= outage
+    assert writer.spent_s < 2.0  # nor is it time that writing takes
 
 
 def test_cheap_checkpoints_and_the_first_of_any_lie_as_close_as_the_work_at_stake_asks() -> None:
