@@ -29,22 +29,28 @@ def test_a_ring_by_hand() -> None:
 
 
 def test_the_model_is_what_was_counted_and_what_passed_the_wire() -> None:
-    from benchmarks.communication import TOLERANCE, committed, on_the_ring, sent
+    from benchmarks.communication import ON_GLOO, ON_RINGS, TOLERANCE, committed, model_bytes, operations_send
 
     groups = committed()
-    assert {(g["workers"], g["stage"]) for g in groups} >= {(n, s) for n in (1, 2) for s in (0, 2)}
+    found = {(g["workers"], g["stage"], g["released"]) for g in groups}
+    plain = {(n, s, False) for n in (1, 2, 4) for s in (0, 2, 3)}
+    assert found >= plain | {(n, 3, True) for n in (1, 2, 4)}
     for group in groups:
-        batch = group["queries"]
-        model = sent(
-            group["stage"], group["workers"], group["trained_parameters"], group["row_bytes"], batch
-        ).total
-        assert on_the_ring(group) == pytest.approx(model, rel=TOLERANCE), group
-        assert group["wire_bytes_of_a_worker"] == pytest.approx(model, rel=TOLERANCE, abs=2e5), group
+        on_rings, by_gloo = (operations_send(group, passes) for passes in (ON_RINGS, ON_GLOO))
+        assert on_rings == pytest.approx(model_bytes(group), rel=TOLERANCE), group
+        assert group["wire_bytes_of_a_worker"] == pytest.approx(by_gloo, rel=TOLERANCE, abs=2e5), group
 
 
-def test_the_table_of_the_docs_is_the_models() -> None:
-    from benchmarks.communication import table
+def test_zero_3_gathers_the_weights_of_a_large_model_twice() -> None:
+    from benchmarks.communication import KEPT, sent
+
+    assert sent(3, 2, KEPT, 100, 6).state == pytest.approx(2 * 4 * KEPT / 2)
+    assert sent(3, 2, KEPT + 1, 100, 6).state == pytest.approx(3 * 4 * KEPT / 2)
+
+
+def test_the_tables_of_the_docs_are_the_models_and_the_counts() -> None:
+    from benchmarks.communication import committed, counts, table
 
     text = (REPOSITORY / "docs" / "scaling.md").read_text()
-    for line in table().splitlines():
+    for line in [*table().splitlines(), *counts(committed()).splitlines()]:
         assert line in text, f"docs/scaling.md lacks: {line}"
