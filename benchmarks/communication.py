@@ -91,7 +91,7 @@ def sent(stage: int, workers: int, parameters: int, row_bytes: float, batch: int
     # ZeRO-1 and 2 sum whole gradients on every worker (DeepSpeed's bucketed all-reduce) and gather the stepped weights;
     # ZeRO-3 gathers them before the forward pass, before the backward pass where it has not kept them, and scatters the
     # sums
-    gathers = 2 if parameters > KEPT else 1
+    gathers = 2 if parameters > KEPT else 1  # twice: one forward and one backward pass, as a tower's
     times = {0: 2, 1: 3, 2: 3, 3: 1 + gathers}[stage]
     return Sent(rows=(1 + 2) * rows, state=times * state)
 
@@ -163,7 +163,8 @@ def _worker(rank: int, workers: int, stage: int, released: bool, folder: str, ou
 
 
 def _keep_nothing() -> None:
-    """Let ZeRO-3 gather weights again for the backward pass, as it does with a large model."""
+    """Let ZeRO-3 gather weights again whenever they are needed. The model has no line for that: it depends on how
+    often a model runs a layer in a step."""
     from training.engine import import_deepspeed
 
     deepspeed = import_deepspeed("cpu")
@@ -243,18 +244,15 @@ def measured(workers: int, stage: int, released: bool = False) -> dict[str, Any]
     if not isolated:
         del found["wire_bytes_of_a_worker"]
     found["released"] = released
-    found["model_bytes_of_a_worker"] = model_bytes(found)
+    if not released:
+        found["model_bytes_of_a_worker"] = model_bytes(found)
     return found
 
 
 def model_bytes(found: Mapping[str, Any]) -> float:
     """What the model says that a worker of a measured group sends in a step."""
     parameters = found["trained_parameters"]
-    expected = sent(found["stage"], found["workers"], parameters, found["row_bytes"], found["queries"])
-    if found["released"]:  # gathered once more, as a model that is not kept
-        once = (found["workers"] - 1) / found["workers"]
-        return expected.total + once * NUMBER * parameters
-    return expected.total
+    return sent(found["stage"], found["workers"], parameters, found["row_bytes"], found["queries"]).total
 
 
 def operations_send(found: dict[str, Any], passes: Mapping[str, float]) -> float:

@@ -22,7 +22,7 @@ FAULTS = {
     "term": "SIGTERM to the driver",
     "damaged": "a wrong byte in the newest checkpoint, and SIGKILL of the driver",
     "half": "a part of the newest checkpoint missing, and SIGKILL of the driver",
-    "s3": "S3 away, twice for a minute",
+    "s3": "S3 away, two times in ten for a minute",
     "disk": "disk full; room is made",
     "nan": "a batch that makes the loss NaN; then it is mended",
 }
