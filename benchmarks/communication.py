@@ -358,7 +358,7 @@ def counts(groups: Sequence[dict[str, Any]]) -> str:
         wire = g.get("wire_bytes_of_a_worker")
         sizes = (
             operations_send(g, ON_RINGS),
-            g["model_bytes_of_a_worker"],
+            g.get("model_bytes_of_a_worker"),
             operations_send(g, ON_GLOO),
             wire,
         )
@@ -415,7 +415,9 @@ def disagreements(groups: Sequence[dict[str, Any]]) -> dict[str, float]:
     relative."""
     several = [g for g in groups if g["workers"] > 1]
     apart: dict[str, list[float]] = {}
-    apart["operations"] = [operations_send(g, ON_RINGS) / g["model_bytes_of_a_worker"] - 1 for g in several]
+    apart["operations"] = [
+        operations_send(g, ON_RINGS) / g["model_bytes_of_a_worker"] - 1 for g in several if not g["released"]
+    ]
     apart["wire"] = [
         g["wire_bytes_of_a_worker"] / operations_send(g, ON_GLOO) - 1
         for g in several
