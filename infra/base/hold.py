@@ -38,6 +38,7 @@ class Holder(Config):
         since: when it took the folder, UTC.
         token: of this hold alone.
         renewed: how often.
+        released: whether others may come.
     """
 
     what: str
@@ -48,10 +49,13 @@ class Holder(Config):
     since: str
     token: str
     renewed: int = 0
+    released: bool = False
 
     @property
     def gone(self) -> bool | None:
-        """Whether its process has ended; None where this process cannot know."""
+        """Whether it was released or its process has ended; None where this process cannot know."""
+        if self.released:
+            return True
         if self.machine != _machine():
             return None
         try:
@@ -80,12 +84,18 @@ class Hold:
                 f" ({_named(self.taken_by)}); nothing is to be done here"
             )
 
-    def release(self) -> None:
-        """Let others in."""
+    def release(self, *, done: bool) -> None:
+        """Let others in; the files go where all is done. Before, the newest of them stays: to number anew would let two
+        in that looked at different moments."""
         self._over.set()
         self._thread.join()
-        if self.taken_by is None:
-            storage.remove(_place(self.url, self.number))
+        if self.taken_by is not None:
+            return
+        if done:
+            for number in sorted(_numbers(self.url)):
+                storage.remove(_place(self.url, number))
+        else:
+            self._write(released=True)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_EVERY_S):
@@ -95,8 +105,11 @@ class Hold:
                 if number > self.number and newest is not None:
                     self.taken_by = newest
                     return
-                self.holder = self.holder.model_copy(update={"renewed": self.holder.renewed + 1})
-                storage.write_bytes(_place(self.url, self.number), self.holder.model_dump_json().encode())
+                self._write(renewed=self.holder.renewed + 1)
+
+    def _write(self, **changed: object) -> None:
+        self.holder = self.holder.model_copy(update=changed)
+        storage.write_bytes(_place(self.url, self.number), self.holder.model_dump_json().encode())
 
 
 @contextmanager
@@ -108,7 +121,7 @@ def held(url: str, what: str) -> Iterator[Hold]:
 
     Args:
         url: of the folder.
-        what: is done, as in "training".
+        what: is done, as in "training". If it ends well the folder must say so by itself: nothing of the hold is left.
 
     Raises:
         OacirError: another process holds it, named with its machine.
@@ -116,8 +129,11 @@ def held(url: str, what: str) -> Iterator[Hold]:
     hold = _take(storage.absolute(url), what)
     try:
         yield hold
-    finally:
-        hold.release()
+    except BaseException:
+        with suppress(OSError, OacirError):  # what happened first is what is told
+            hold.release(done=False)
+        raise
+    hold.release(done=True)
 
 
 def _take(url: str, what: str) -> Hold:
@@ -142,7 +158,8 @@ def _take(url: str, what: str) -> Hold:
         # of all who see the old one gone, one creates the next
         if storage.write_new(_place(url, number + 1), holder.model_dump_json().encode()):
             for old in _numbers(url):
-                if old <= number:
+                # the last one stays, so that whoever lists the folder meanwhile sees at least it
+                if old < number:
                     storage.remove(_place(url, old))
             return Hold(url, number + 1, holder)
 

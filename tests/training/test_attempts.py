@@ -13,7 +13,7 @@ import pytest
 from infra.base.errors import TerminatedError
 from infra.base.progress import Progress
 from training import attempts
-from training.attempts import Losses, Watch
+from training.attempts import Attendants, Losses, Watch
 from training.config import ScalingSection
 from training.job import Board, Wish
 from training.logged import Log
@@ -65,7 +65,9 @@ class Watching(Watch):
         real = Board()
         real.start(3, nodes)
         ask = SimpleNamespace(remote=lambda wish, why: self.asked.append(wish))
-        super().__init__(SimpleNamespace(ask=ask), scaling, Progress("train", 9, "steps"), Log(), None)
+        hold: Any = SimpleNamespace(taken_by=None)
+        board = SimpleNamespace(ask=ask)
+        super().__init__(board, scaling, Progress("train", 9, "steps"), Log(), Attendants(hold, None))
         self.working = real.read(0, 0).working
 
 

@@ -65,7 +65,8 @@ class Worker(Loop):
             after_step=lambda: wish if self.step >= asked_at else Wish.NONE, close=ignore
         )
         self.life: Any = SimpleNamespace(beat=ignore)
-        self.writer: Any = SimpleNamespace(settle=lambda: "")
+        self.writer: Any = SimpleNamespace(settle=lambda: "", written_at=0.0)
+        self.gauges: Any = SimpleNamespace(saved=ignore)
         self.finished = False
 
     def resume(self) -> None:

@@ -15,7 +15,9 @@ from infra.base.errors import RecipeError
 from tuning.config import SweepRecipe
 from tuning.space import applied
 
-SHIPPED = sorted(Path(str(resources.files("tuning"))).glob("recipes/*.yaml"))
+FOLDER = Path(str(resources.files("tuning"))) / "recipes"
+SHIPPED = [path for path in sorted(FOLDER.glob("*.yaml")) if not path.stem.startswith("reproduce")]
+"""Of sweeps; `reproduce/test_rows.py` looks at those of the ablation matrix."""
 BETA = {"model.fixed_beta": {"kind": "grid", "values": [0, 2]}}
 RATE = {"training.learning_rate": {"kind": "loguniform", "low": 1e-4, "high": 1e-2}}
 TRIALS = {"beta_sweep": 27, "depth": 12, "probes": 15, "learned_beta": 40, "rates": 2, "smoke": 3}

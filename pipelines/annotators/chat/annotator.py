@@ -229,6 +229,14 @@ class ChatAnnotator(Annotator):
         waiting = iter(questions)
         stopped: list[OacirError] = []
 
+        if self.options.most_tokens is not None or self.options.most_money is not None:
+            # answers come in any order: one that is paid for must count before another one is asked for
+            for question in questions:
+                key = question_key(question, self.options)
+                if key not in begun and (known := self._kept.get(key)) is not None:
+                    found[key] = self._known(question.domain, known)
+                    begun.add(key)
+
         async def work() -> None:
             for question in waiting:
                 if stopped:
@@ -263,11 +271,7 @@ class ChatAnnotator(Annotator):
 
         known = await elsewhere(self._prepare, key, question)
         if isinstance(known, Answer):
-            if known.paid_by == self.setting.benchmark:
-                self._pay(question.domain, known)
-            else:
-                self._count(question.domain, KEPT, 1)
-            return known
+            return self._known(question.domain, known)
         self._check_budget()
         self._in_flight += 1
         try:
@@ -278,6 +282,14 @@ class ChatAnnotator(Annotator):
         self._pay(question.domain, answer)
         await elsewhere(self._kept.put, key, answer)
         return answer
+
+    def _known(self, domain: str, known: Answer) -> Answer:
+        """An answer that was kept, counted."""
+        if known.paid_by == self.setting.benchmark:
+            self._pay(domain, known)
+        else:
+            self._count(domain, KEPT, 1)
+        return known
 
     def _prepare(self, key: str, question: Question) -> Answer | dict[str, Any]:
         """What is kept of a question, or the body of its request; in a thread, since it reads and encodes."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,17 @@ def test_the_second_of_two_is_refused_and_a_killed_one_is_no_hindrance(folder: s
     began = time.monotonic()
     with held(folder, "training"):
         assert time.monotonic() - began < hold.EXPIRES_S / 2
-        assert files(folder) == ["hold-000002.json"]
+        assert files(folder)[-1] == "hold-000002.json"
+    assert files(folder) == []
+
+
+def test_one_that_failed_lets_others_in_and_the_numbers_go_on(folder: str) -> None:
+    for number in (1, 2, 3):
+        with suppress(ZeroDivisionError), held(folder, "training"):
+            assert f"hold-{number:06d}.json" in files(folder)
+            raise ZeroDivisionError
+    with held(folder, "training"):
+        assert files(folder) == ["hold-000003.json", "hold-000004.json"]
     assert files(folder) == []
 
 

@@ -159,10 +159,8 @@ def test_an_upload_states_its_checksum(front: Front, place: str) -> None:
 def test_the_store_may_be_restarted(front: Front, place: str) -> None:
     storage.write_bytes(f"{place}/x", b"here")
     front.outages[front.came] = 1.5
-    began = time.monotonic()
     with ThreadPoolExecutor(16) as pool:  # more than botocore's own quota of retries would bear
         assert set(pool.map(storage.read_bytes, [f"{place}/x"] * 64)) == {b"here"}
-    assert time.monotonic() - began > 1.4
     assert front.outages_had == 1
 
 

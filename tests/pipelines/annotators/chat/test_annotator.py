@@ -264,6 +264,18 @@ def test_a_budget_stops_and_what_was_paid_is_there_when_it_is_raised(
         assert len(server.requests) == 12
 
 
+def test_what_was_paid_for_counts_before_anything_else_is_asked(
+    make_annotator: Make, make_pairs: Pairs
+) -> None:
+    pairs = make_pairs(2)
+    with chat_server() as server:
+        make_annotator(server.url, concurrency=1).annotate(pairs[-1:], 0)
+        assert len(server.requests) == 1
+        with pytest.raises(OacirError, match=r"120 tokens in 1 requests of chat.most_tokens = 120 are spent"):
+            make_annotator(server.url, concurrency=1, most_tokens=120).annotate(pairs, 0)
+        assert len(server.requests) == 1
+
+
 def test_a_photo_that_changed_stops_the_build(make_annotator: Make, make_pairs: Pairs) -> None:
     pairs = make_pairs(2)
     with open(pairs[0].reference["uri"], "ab") as stream:  # noqa: PTH123
