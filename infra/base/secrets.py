@@ -57,19 +57,20 @@ def require_no_password(recipe: Mapping[str, Any], kept: str) -> None:
     Raises:
         OacirError: naming the key, not the value.
     """
-    for key, text in _texts(recipe, ""):
+    for key, text in texts_of(recipe):
         if "://" in text and "@" in text and urlsplit(text).password:
             raise OacirError(
                 f"{key}: holds a password, which would be kept in {kept}; take it out and give it by the environment"
             )
 
 
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+def texts_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a tree, with its dotted key below `key`."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _texts(inner, f"{key}.{name}" if key else str(name))
+            yield from texts_of(inner, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner, key)
+            yield from texts_of(inner, key)

@@ -20,6 +20,7 @@ from infra.base.config import recipe_hash
 from infra.base.errors import OacirError, RecipeError
 from infra.base.ray_session import QUIET, TUNE
 from infra.base.recipe_files import find_recipe, read_tree
+from infra.base.secrets import texts_of
 from infra.base.storage import is_s3
 from infra.ops.jobs.config import EnvironmentSection, SubmitRecipe
 from infra.ops.jobs.package import CODE, Package, collect, require_limit
@@ -141,24 +142,12 @@ def _require_places(command: Command) -> None:
 
 
 def _require_no_password(command: Command) -> None:
-    for key, text in _texts(command.recipe.model_dump(mode="json"), ""):
+    for key, text in texts_of(command.recipe.model_dump(mode="json")):
         if "://" in text and urlsplit(text).password:
             raise OacirError(
                 f"{key}: holds a password, and whoever sees the dashboard sees a job's command; take it out, and"
                 " give it to the cluster's machines as a variable (MLFLOW_TRACKING_URI)"
             )
-
-
-def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text in a tree, with its dotted key."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _texts(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _texts(inner, key)
 
 
 def _recipe_file(config: str | None, code: Path) -> tuple[str | None, dict[str, bytes]]:
