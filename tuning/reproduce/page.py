@@ -168,10 +168,11 @@ class Reported:
         for one in self.judged:
             gate, d = one.gate, one.difference
             gap = "" if gate.paper is None else f"{gate.paper:+.2f}"
+            p = "< 0.001" if one.corrected < 0.0005 else f"{one.corrected:.3f}"
             sign = "≈" if gate.kind == "about equal" else ">"
             yield (
                 f"| {gate.ordering} | {labels[gate.first]} {sign} {labels[gate.second]} | {gate.metric} |"
-                f" {d.value:+.1f} ({d.low:+.1f} to {d.high:+.1f}) | {one.corrected:.3f} | {gap} |"
+                f" {d.value:+.1f} ({d.low:+.1f} to {d.high:+.1f}) | {p} | {gap} |"
                 f" {'pass' if one.passed else '**FAIL**'}: {one.why} |"
             )
         yield ""
