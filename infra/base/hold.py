@@ -93,7 +93,8 @@ class Hold:
             return
         if done:
             for number in sorted(_numbers(self.url)):
-                storage.remove(_place(self.url, number))
+                if number <= self.number:  # a higher one is that of a command that took over unseen
+                    storage.remove(_place(self.url, number))
         else:
             self._write(released=True)
 

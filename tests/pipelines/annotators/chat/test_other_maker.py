@@ -7,7 +7,6 @@ extra dev.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import random
 import socket
 import subprocess
@@ -27,10 +26,7 @@ from pipelines.annotators.chat.options import ChatOptions
 from pipelines.annotators.chat.pictures import data_url
 from pipelines.annotators.chat.prompts import Picture, Question, canary_text, payload
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="openai comes with the extra dev"),
-]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
